@@ -1,0 +1,25 @@
+"""Everything a training loop wants to know about each sample, from one read of its logits."""
+
+from torchassay import reference
+from torchassay.backends import BackendFallback, backends
+from torchassay.functional import cross_entropy, entropy, explain, log_prob, log_prob_entropy, score
+from torchassay.modules import CrossEntropyLoss, Scorer
+from torchassay.scores import SIGNALS, Scores
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "SIGNALS",
+    "BackendFallback",
+    "CrossEntropyLoss",
+    "Scorer",
+    "Scores",
+    "backends",
+    "cross_entropy",
+    "entropy",
+    "explain",
+    "log_prob",
+    "log_prob_entropy",
+    "reference",
+    "score",
+]

@@ -1,0 +1,214 @@
+"""Argument checks. One message format: function, argument, what was expected, what came.
+
+``InputValueError`` is a ``ValueError`` and ``InputTypeError`` a ``TypeError``, and both are also what
+``F.cross_entropy`` raises for the same mistakes, so that an ``except`` written for it goes on working.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from torchassay.scores import BIT, SIGNALS, TARGET_SIGNALS, Scores
+
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+
+
+class InputValueError(ValueError, RuntimeError, IndexError):
+    """A shape, value or device that does not fit."""
+
+
+class InputTypeError(TypeError, NotImplementedError):
+    """A dtype or Python type that does not fit."""
+
+
+class Call(NamedTuple):
+    """What the checks of a call found out."""
+
+    names: tuple[str, ...]  # the signals in the order asked for
+    signals: int  # their bits
+    dim: int  # the class dimension, counted from the front
+    plain: bool  # no option that only the reference has
+
+    def with_loss(self) -> Call:
+        """The same call, which also computes the loss."""
+        return self._replace(signals=self.signals | BIT["loss"])
+
+    def scores(self, outputs: list[Tensor]) -> Scores:
+        """``outputs``, which are in the order of the bits, by name in the order asked for."""
+        found = dict(zip((name for name in SIGNALS if name in self.names), outputs, strict=True))
+        return Scores({name: found[name] for name in self.names})
+
+
+def score(
+    function: str,
+    input: Tensor,
+    target: Tensor | None,
+    names: Sequence[str] | str | None,
+    dim: int,
+    weight: Tensor | None,
+    ignore_index: int,
+    label_smoothing: float,
+) -> Call:
+    """Check a call that scores rows; ``names`` None: the defaults of `torchassay.score`."""
+    dim = logits(function, input, dim)
+    ignored_index(function, ignore_index)
+    plain = weight is None and label_smoothing == 0.0
+    labelled = True
+    if target is not None:
+        tensor(function, "target", target)
+        if target.shape == input.shape:
+            probabilities(function, input, target)
+            plain = labelled = False
+        else:
+            labels(function, input, target, dim)
+        if not plain:
+            loss_options(function, input, weight, label_smoothing, dim)
+    elif not plain:
+        raise InputValueError(f"{function}: weight and label_smoothing need a target, got none")
+    if names is None:
+        names = ("entropy", "confidence", "margin") if target is None else ("loss", "entropy", "grad_norm")
+    names = signals(function, names, target is not None, labelled)
+    return Call(names, sum(BIT[name] for name in set(names)), dim, plain)
+
+
+def cross_entropy(
+    function: str,
+    input: Tensor,
+    target: Tensor,
+    names: Sequence[str] | str,
+    dim: int | None,
+    weight: Tensor | None,
+    ignore_index: int,
+    label_smoothing: float,
+    reduction: str,
+) -> Call:
+    """Check a call of the loss; ``dim`` None is torch's rule: 1, or 0 for a single sample."""
+    tensor(function, "target", target)
+    if reduction not in ("none", "mean", "sum"):
+        raise InputValueError(f"{function}: reduction must be 'none', 'mean' or 'sum', got {reduction!r}")
+    if dim is None:
+        tensor(function, "input", input)
+        dim = 1 if input.dim() > 1 else 0
+    return score(function, input, target, names, dim, weight, ignore_index, label_smoothing)
+
+
+def log_prob(function: str, input: Tensor, target: Tensor, dim: int, ignore_index: int) -> tuple[int, bool]:
+    """The class dimension, and whether the target has a last dimension of several classes a row."""
+    dim = logits(function, input, dim)
+    ignored_index(function, ignore_index)
+    labels(function, input, target, dim, trailing=True)
+    return dim, target.dim() == input.dim()
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def tensor(function: str, argument: str, value) -> None:
+    if not isinstance(value, Tensor):
+        raise InputTypeError(f"{function}: {argument} must be a Tensor, got {type(value).__name__}")
+
+
+def logits(function: str, input: Tensor, dim: int) -> int:
+    """The class dimension of ``input``, counted from the front."""
+    tensor(function, "input", input)
+    if input.dtype not in FLOATS:
+        expected = "float16, bfloat16, float32 or float64"
+        raise InputTypeError(f"{function}: input must be {expected}, got {dtype_name(input.dtype)}")
+    if input.dim() == 0:
+        raise InputValueError(f"{function}: input must have a class dimension, got a 0-d tensor")
+    if not -input.dim() <= dim < input.dim():
+        expected = f"in [{-input.dim()}, {input.dim() - 1}] for an input of shape {tuple(input.shape)}"
+        raise InputValueError(f"{function}: dim must be {expected}, got {dim}")
+    if input.shape[dim] == 0:
+        raise InputValueError(f"{function}: input must have at least one class, got shape {tuple(input.shape)}")
+    return dim % input.dim()
+
+
+def labels(function: str, input: Tensor, target: Tensor, dim: int, trailing: bool = False) -> None:
+    """``target`` holds one class a row of ``input``, or with ``trailing`` a last dimension of several."""
+    tensor(function, "target", target)
+    if target.dtype not in INTEGERS:
+        expected = "an integer dtype (class indices)"
+        raise InputTypeError(f"{function}: target must have {expected}, got {dtype_name(target.dtype)}")
+    same_device(function, input, "target", target)
+    rows = input.shape[:dim] + input.shape[dim + 1 :]
+    if target.shape != rows and not (trailing and target.shape[:-1] == rows):
+        _wrong_shape(function, input, target, dim, rows)
+
+
+def same_device(function: str, input: Tensor, argument: str, value: Tensor) -> None:
+    if value.device != input.device:
+        expected = f"on input's device, {input.device}"
+        raise InputValueError(f"{function}: {argument} must be {expected}, got {value.device}")
+
+
+def _wrong_shape(function: str, input: Tensor, target: Tensor, dim: int, rows: torch.Size) -> None:
+    shape = tuple(target.shape)
+    counted = f"input {tuple(input.shape)} without dim {dim - input.dim() if dim else dim} is {tuple(rows)}"
+    hint = ""
+    for other in range(input.dim()):
+        if input.shape[:other] + input.shape[other + 1 :] == target.shape:
+            hint = f"; did you mean dim={other if other < input.dim() - 1 else -1}?"
+    raise InputValueError(f"{function}: target has shape {shape} but {counted}{hint}")
+
+
+def class_range(function: str, target: Tensor, classes: int, ignore_index: int) -> None:
+    """Every class of a CPU ``target`` is in range; on an accelerator looking would mean waiting for it."""
+    if target.device.type != "cpu" or target.numel() == 0:
+        return
+    outside = (target < 0) | (target >= classes)
+    outside &= target != ignore_index
+    if outside.any():
+        out_of_range(function, target.reshape(-1), int(outside.reshape(-1).int().argmax()), classes, ignore_index)
+
+
+def out_of_range(function: str, target: Tensor, row: int, classes: int, ignore_index: int) -> None:
+    expected = f"0 <= class < {classes} or ignore_index={ignore_index}"
+    got = f"class {int(target[row])} at row {row}"
+    raise InputValueError(f"{function}: target must hold {expected}, got {got}")
+
+
+def signals(function: str, names: Sequence[str] | str, with_target: bool, labelled: bool) -> tuple[str, ...]:
+    """The asked signals as a tuple. ``labelled``: the target holds classes, not probabilities."""
+    names = (names,) if isinstance(names, str) else tuple(names)
+    for name in names:
+        if name not in BIT:
+            raise InputValueError(f"{function}: signals must be among {', '.join(SIGNALS)}; got {name!r}")
+        if name in TARGET_SIGNALS and not with_target:
+            raise InputValueError(f"{function}: signal '{name}' needs a target, got none")
+        if name == "target_margin" and not labelled:
+            raise InputValueError(f"{function}: signal 'target_margin' needs class indices, got class probabilities")
+    return names
+
+
+def ignored_index(function: str, ignore_index: int) -> None:
+    if isinstance(ignore_index, bool) or not isinstance(ignore_index, int | torch.SymInt):
+        raise InputTypeError(f"{function}: ignore_index must be an int, got {type(ignore_index).__name__}")
+
+
+def probabilities(function: str, input: Tensor, target: Tensor) -> None:
+    """``target`` holds class probabilities: it has the input's shape and a float dtype."""
+    if not target.is_floating_point():
+        expected = "a float dtype where it has input's shape (class probabilities)"
+        raise InputTypeError(f"{function}: target must have {expected}, got {dtype_name(target.dtype)}")
+    same_device(function, input, "target", target)
+
+
+def loss_options(function: str, input: Tensor, weight: Tensor | None, label_smoothing: float, dim: int) -> None:
+    if not 0.0 <= label_smoothing <= 1.0:
+        raise InputValueError(f"{function}: label_smoothing must be in [0, 1], got {label_smoothing}")
+    if weight is None:
+        return
+    tensor(function, "weight", weight)
+    if not weight.is_floating_point():
+        raise InputTypeError(f"{function}: weight must have a float dtype, got {dtype_name(weight.dtype)}")
+    same_device(function, input, "weight", weight)
+    if tuple(weight.shape) != (input.shape[dim],):
+        expected = f"shape ({input.shape[dim]},), one number a class"
+        raise InputValueError(f"{function}: weight must have {expected}, got {tuple(weight.shape)}")

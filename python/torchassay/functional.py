@@ -1,0 +1,238 @@
+"""The public functions: doc, checks, one op call."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from torchassay import autograd, checks, ops, reference
+from torchassay.backends import choose, describe
+from torchassay.scores import BIT, Scores
+
+
+def score(
+    input: Tensor,
+    target: Tensor | None = None,
+    *,
+    signals: Sequence[str] | str | None = None,
+    dim: int = -1,
+    weight: Tensor | None = None,
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+    backend: str | None = None,
+) -> Scores:
+    """Score every row of logits in one read; detached from the graph.
+
+    Args:
+        input: logits, [..., C] (classes at ``dim``), float16, bfloat16, float32 or float64, any strides; never
+            written to.
+        target: class indices, the input's shape without ``dim``, any integer dtype; or class probabilities of the
+            input's shape; or None.
+        signals: names among `torchassay.SIGNALS`. Default: loss, entropy and grad_norm with a target; entropy,
+            confidence and margin without. What is not asked for is not computed.
+        dim: the class dimension.
+        weight: [C], class weights as in `F.cross_entropy`; they scale loss and grad_norm.
+        ignore_index: rows with this target get exactly 0 in every signal that needs the target.
+        label_smoothing: in [0, 1], as in `F.cross_entropy`.
+        backend: "native", "triton" or "reference" instead of the usual one (see `explain`).
+
+    Returns:
+        `Scores` with one tensor a signal, shaped like the input without ``dim``: float32 (float64 for float64 input),
+        ``prediction`` int64. Entropy and loss are in nats. A row with NaN or +inf, or of -inf only, has NaN in every
+        float signal; a class at -inf has probability 0.
+
+    Raises:
+        ValueError: a shape, device, dimension, signal or value that does not fit, a target out of range (on the CPU;
+            on a GPU such a row gives NaN, since looking would mean waiting for it).
+        TypeError: a dtype that does not fit.
+        RuntimeError: a forced backend that can't take the call.
+
+    Signals: loss = -log p_y; entropy = -sum p log p; grad_norm = ||softmax - onehot||_2, the norm of the loss's
+    gradient by the logits, also known as EL2N (Paul et al. 2021, section 2.2) and as the upper bound of
+    Katharopoulos and Fleuret (2018, eq. 20) for the last layer; margin = p_1st - p_2nd; target_margin = p_y - the
+    largest other p; lse, confidence = max p, least_confidence = 1 - max p, prediction = argmax.
+
+    Example:
+        >>> import torch, torchassay as ta
+        >>> s = ta.score(torch.tensor([[2.0, 0.0], [0.0, 30.0]]), torch.tensor([0, 1]))
+        >>> [f"{value:.4g}" for value in s.loss.tolist()]
+        ['0.1269', '9.358e-14']
+    """
+    call = checks.score("score", input, target, signals, dim, weight, ignore_index, label_smoothing)
+    options = target, call, weight, ignore_index, label_smoothing
+    return call.scores(_outputs("score", input.detach(), *options, backend, 0))
+
+
+def cross_entropy(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    *,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+    dim: int | None = None,
+    signals: Sequence[str] | str = (),
+    backend: str | None = None,
+) -> Tensor | tuple[Tensor, Scores]:
+    """`torch.nn.functional.cross_entropy`, exact for easy samples too, with the scores of the batch for free.
+
+    Equivalent to ``F.cross_entropy(input, target, weight, ...)`` in shapes, dtypes, results and types of errors;
+    everything after ``weight`` goes by keyword.
+
+    Args:
+        input: logits, [C], [N, C] or [N, C, d1, ...]; with ``dim=-1`` [..., C].
+        target: class indices, the input's shape without the class dimension; or class probabilities of its shape.
+        weight: [C], class weights.
+        ignore_index: rows with this target have loss 0, gradient 0, and do not count in the mean.
+        reduction: "none", "mean" (over rows not ignored, each counting as its class weight) or "sum".
+        label_smoothing: in [0, 1].
+        dim: the class dimension. None is torch's rule: 1, or 0 for a single sample.
+        signals: names among `torchassay.SIGNALS`: also return the `Scores` of the batch, from the same read.
+        backend: "native", "triton" or "reference" instead of the usual one (see `explain`).
+
+    Returns:
+        The loss in the dtype `F.cross_entropy` gives, differentiable twice in ``input``; with ``signals`` the pair
+        (loss, `Scores`), the scores unreduced and detached.
+
+    Raises:
+        As `score`.
+
+    Example:
+        >>> import torch, torchassay as ta
+        >>> logits, target = torch.tensor([[2.0, 0.0], [0.0, 3.0]]), torch.tensor([0, 0])
+        >>> loss, s = ta.cross_entropy(logits, target, signals=("entropy", "grad_norm"))
+        >>> f"{loss:.4f}", [f"{value:.4f}" for value in s.grad_norm.tolist()]
+        ('1.5878', ['0.1686', '1.3471'])
+    """
+    function = "cross_entropy"
+    call = checks.cross_entropy(function, input, target, signals, dim, weight, ignore_index, label_smoothing, reduction)
+    options = target, call.with_loss(), weight, ignore_index, label_smoothing
+    rows, *outputs = _outputs(function, input, *options, backend, BIT["loss"])
+    loss = reference.reduced(rows, input, target, weight, ignore_index, reduction)
+    if not signals:
+        return loss
+    if "loss" in call.names:
+        outputs.insert(0, rows)
+    return loss, call.scores([output.detach() for output in outputs])
+
+
+def log_prob(
+    input: Tensor, target: Tensor, *, dim: int = -1, ignore_index: int = -100, backend: str | None = None
+) -> Tensor:
+    """Log-probability of one class a row, or of several: ``log_softmax(input, dim).gather(dim, target)``.
+
+    Args:
+        input: logits, [..., C] (classes at ``dim``).
+        target: class indices, [...], or [..., k]: the input's shape without ``dim`` and one more dimension.
+        dim: the class dimension.
+        ignore_index: a target with this value has log-probability 0 and no gradient.
+        backend: "native", "triton" or "reference" instead of the usual one (see `explain`).
+
+    Returns:
+        Shaped like ``target``, float32 (float64 for float64 input), differentiable twice in ``input``.
+
+    Raises:
+        As `score`.
+    """
+    function = "log_prob"
+    dim, several = checks.log_prob(function, input, target, dim, ignore_index)
+    if several:
+        checks.class_range(function, target, input.shape[dim], ignore_index)
+        return autograd.LogProbs.apply(input, target, dim, ignore_index, function, backend or "")
+    bits = BIT["loss"]
+    return -_row_outputs(function, input, target, dim, ignore_index, bits, backend, bits)[0]
+
+
+def log_prob_entropy(
+    input: Tensor, target: Tensor, *, dim: int = -1, ignore_index: int = -100, backend: str | None = None
+) -> tuple[Tensor, Tensor]:
+    """`log_prob` and `entropy` from one read of the logits, both differentiable: what policy-gradient losses need.
+
+    Args and errors as in `log_prob`, with one class a row.
+
+    Returns:
+        (log-probability of ``target``, entropy of the row), each [...], float32 (float64 for float64 input). The
+        entropy does not need the target: it is there for ignored rows too.
+    """
+    function = "log_prob_entropy"
+    dim, several = checks.log_prob(function, input, target, dim, ignore_index)
+    if several:
+        expected = f"shape {tuple(target.shape[:-1])}, one class a row"
+        raise checks.InputValueError(f"{function}: target must have {expected}, got {tuple(target.shape)}")
+    bits = BIT["loss"] | BIT["entropy"]
+    loss, entropy = _row_outputs(function, input, target, dim, ignore_index, bits, backend, bits)
+    return -loss, entropy
+
+
+def entropy(input: Tensor, *, dim: int = -1, backend: str | None = None) -> Tensor:
+    """Entropy of ``softmax(input, dim)`` in nats, differentiable twice.
+
+    Args:
+        input: logits, [..., C] (classes at ``dim``).
+        dim: the class dimension.
+        backend: "native", "triton" or "reference" instead of the usual one (see `explain`).
+
+    Returns:
+        [...], float32 (float64 for float64 input).
+
+    Raises:
+        As `score`.
+    """
+    dim = checks.logits("entropy", input, dim)
+    bits = BIT["entropy"]
+    return _row_outputs("entropy", input, None, dim, -100, bits, backend, bits)[0]
+
+
+def explain(
+    input: Tensor,
+    target: Tensor | None = None,
+    *,
+    signals: Sequence[str] | str | None = None,
+    dim: int = -1,
+    weight: Tensor | None = None,
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+    backend: str | None = None,
+) -> str:
+    """Say which backend `score` would take for these arguments, and why not each other one."""
+    call = checks.score("explain", input, target, signals, dim, weight, ignore_index, label_smoothing)
+    return describe(input.device.type, input.dtype, backend or "", call.plain)
+
+
+def _outputs(
+    function: str,
+    input: Tensor,
+    target: Tensor | None,
+    call: checks.Call,
+    weight: Tensor | None,
+    ignore_index: int,
+    label_smoothing: float,
+    backend: str | None,
+    differentiable: int,
+) -> list[Tensor]:
+    if call.plain:
+        return _row_outputs(function, input, target, call.dim, ignore_index, call.signals, backend, differentiable)
+    choose(function, input.device.type, input.dtype, backend or "", plain=False)
+    if not target.is_floating_point():
+        checks.class_range(function, target, input.shape[call.dim], ignore_index)
+    return reference.option_scores(input, target, call.dim, weight, ignore_index, label_smoothing, call.signals)
+
+
+def _row_outputs(
+    function: str,
+    input: Tensor,
+    target: Tensor | None,
+    dim: int,
+    ignore_index: int,
+    signals: int,
+    backend: str | None,
+    differentiable: int,  # bits of the signals that carry a gradient
+) -> Sequence[Tensor]:
+    if input.requires_grad and torch.is_grad_enabled():
+        return autograd.RowScores.apply(
+            input, target, dim, ignore_index, signals, differentiable, function, backend or ""
+        )
+    return ops.row_scores(input, target, dim, ignore_index, signals, function, backend or "")

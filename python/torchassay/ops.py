@@ -1,0 +1,190 @@
+"""The two ops behind every function: schema, fake and implementation. The only user of torch.library.
+
+An op gets checked arguments and a class dimension counted from the front. It has no autograd of its own: the
+`torch.autograd.Function`s in `autograd.py` stand around it.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from torchassay import checks, reference
+from torchassay.backends import choose, native
+from torchassay.scores import BIT, SIGNALS, STATS
+
+torch.library.define(
+    "torchassay::row_scores",
+    "(Tensor input, Tensor? target, int dim, int ignore_index, int signals, str function, str backend) -> Tensor[]",
+)
+torch.library.define(
+    "torchassay::row_grads",
+    "(Tensor input, Tensor? target, Tensor stats, Tensor? grad_loss, Tensor? grad_entropy, int dim, int ignore_index,"
+    " str function, str backend) -> Tensor",
+)
+
+_DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}  # csrc/api.h, enum Dtype
+_SLOTS = (*(BIT[name] for name in SIGNALS), STATS)
+
+
+def _empty_outputs(input: Tensor, dim: int, signals: int) -> list[Tensor]:
+    shape = input.shape[:dim] + input.shape[dim + 1 :]
+    dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
+    outputs = []
+    for bit in _SLOTS:
+        if signals & bit:
+            kind = torch.int64 if bit == BIT["prediction"] else dtype
+            size = (6, *shape) if bit == STATS else shape
+            outputs.append(torch.empty(size, dtype=kind, device=input.device))
+    return outputs
+
+
+def _empty_grad(input: Tensor, dim: int) -> Tensor:
+    """Like the input, in memory with the classes innermost: what the kernels write."""
+    shape = input.shape[:dim] + input.shape[dim + 1 :] + input.shape[dim : dim + 1]
+    return torch.empty(shape, dtype=input.dtype, device=input.device).movedim(-1, dim)
+
+
+def as_rows(input: Tensor, dim: int) -> Tensor:
+    """The input as rows [A, B, C] with C innermost and dense: a view where two row strides can tell, else a copy."""
+    x = input.movedim(dim, -1)
+    if x.stride(-1) != 1 and x.shape[-1] != 1:
+        x = x.contiguous()
+    sizes, strides = [], []  # of the row dimensions, outermost first, neighbours joined
+    for size, stride in zip(x.shape[:-1], x.stride()[:-1], strict=True):
+        if size == 1:
+            continue
+        if sizes and strides[-1] == size * stride:
+            sizes[-1], strides[-1] = sizes[-1] * size, stride
+        else:
+            sizes.append(size)
+            strides.append(stride)
+    if len(sizes) > 2:
+        rows = x.shape[:-1].numel()
+        return x.contiguous().view(1, rows, x.shape[-1])
+    while len(sizes) < 2:
+        sizes.insert(0, 1)
+        strides.insert(0, 0)
+    return x.as_strided((*sizes, x.shape[-1]), (*strides, 1))
+
+
+def _flat_target(target: Tensor | None) -> Tensor | None:
+    if target is None:
+        return None
+    if target.dtype not in (torch.int64, torch.int32):
+        target = target.long()
+    return target.reshape(-1).contiguous()
+
+
+def _row_scores(
+    input: Tensor,
+    target: Tensor | None,
+    dim: int,
+    ignore_index: int,
+    signals: int,
+    function: str,
+    backend: str,
+) -> list[Tensor]:
+    backend = choose(function, input.device.type, input.dtype, backend)
+    if backend == "reference":
+        if target is not None:
+            checks.class_range(function, target, input.shape[dim], ignore_index)
+        return reference.row_scores(input, target, dim, ignore_index, signals)
+    outputs = _empty_outputs(input, dim, signals)
+    if not outputs or outputs[0].numel() == 0:
+        return outputs
+    rows = as_rows(input, dim)
+    target = _flat_target(target)
+    found = iter(outputs)
+    slots = [next(found) if signals & bit else None for bit in _SLOTS]
+    if backend == "triton":
+        from torchassay.triton_kernels.row_scores import row_scores
+
+        slots = [
+            slot if slot is None else slot.view(6, -1) if i == 9 else slot.view(-1) for i, slot in enumerate(slots)
+        ]
+        row_scores(rows, target, ignore_index, signals, slots)
+        if target is not None:
+            checks.class_range(function, target, input.shape[dim], ignore_index)
+        return outputs
+    outer, inner, classes = rows.shape
+    bad_row = native.row_scores(
+        rows.data_ptr(),
+        _DTYPES[input.dtype],
+        outer,
+        inner,
+        classes,
+        rows.stride(0),
+        rows.stride(1),
+        0 if target is None else target.data_ptr(),
+        target is not None and target.dtype == torch.int64,
+        ignore_index,
+        [0 if slot is None else slot.data_ptr() for slot in slots],
+        torch.get_num_threads(),
+    )
+    if bad_row >= 0:
+        checks.out_of_range(function, target, bad_row, classes, ignore_index)
+    return outputs
+
+
+def _row_grads(
+    input: Tensor,
+    target: Tensor | None,
+    stats: Tensor,
+    grad_loss: Tensor | None,
+    grad_entropy: Tensor | None,
+    dim: int,
+    ignore_index: int,
+    function: str,
+    backend: str,
+) -> Tensor:
+    backend = choose(function, input.device.type, input.dtype, backend)
+    if backend == "reference":
+        grad = reference.row_grads(input, target, stats, grad_loss, grad_entropy, dim, ignore_index)
+        return _empty_grad(input, dim).copy_(grad)
+    grad = _empty_grad(input, dim)
+    if grad.numel() == 0:
+        return grad
+    rows = as_rows(input, dim)
+    target = _flat_target(target)
+    upstream = [None if g is None else g.to(stats.dtype).reshape(-1) for g in (grad_loss, grad_entropy)]
+    if backend == "triton":
+        from torchassay.triton_kernels.row_grads import row_grads
+
+        out = grad.movedim(dim, -1).view(-1, input.shape[dim])
+        row_grads(rows, target, stats.view(6, -1), *upstream, ignore_index, out)
+        return grad
+    native.row_grads(
+        rows.data_ptr(),
+        _DTYPES[input.dtype],
+        *rows.shape,
+        rows.stride(0),
+        rows.stride(1),
+        0 if target is None else target.data_ptr(),
+        target is not None and target.dtype == torch.int64,
+        ignore_index,
+        stats.data_ptr(),
+        [0 if g is None else g.data_ptr() for g in upstream],
+        [0 if g is None else g.stride(0) for g in upstream],
+        grad.data_ptr(),
+        torch.get_num_threads(),
+    )
+    return grad
+
+
+torch.library.impl("torchassay::row_scores", "CompositeExplicitAutograd", _row_scores)
+torch.library.impl("torchassay::row_grads", "CompositeExplicitAutograd", _row_grads)
+
+
+@torch.library.register_fake("torchassay::row_scores")
+def _(input, target, dim, ignore_index, signals, function, backend):
+    return _empty_outputs(input, dim, signals)
+
+
+@torch.library.register_fake("torchassay::row_grads")
+def _(input, target, stats, grad_loss, grad_entropy, dim, ignore_index, function, backend):
+    return _empty_grad(input, dim)
+
+
+row_scores = torch.ops.torchassay.row_scores.default
+row_grads = torch.ops.torchassay.row_grads.default
