@@ -164,8 +164,7 @@ def _row_grads(
         target is not None and target.dtype == torch.int64,
         ignore_index,
         stats.data_ptr(),
-        [0 if g is None else g.data_ptr() for g in upstream],
-        [0 if g is None else g.stride(0) for g in upstream],
+        *(number for g in upstream for number in ((0, 0) if g is None else (g.data_ptr(), g.stride(0)))),
         grad.data_ptr(),
         torch.get_num_threads(),
     )

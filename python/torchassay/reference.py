@@ -92,7 +92,8 @@ def row_scores(
     if target is not None:
         y, ignored, outside = labels(target, x.shape[-1], ignore_index)
         x_y = x.gather(-1, y.unsqueeze(-1)).squeeze(-1)
-        top, gap, e_y = y == s.k, s.m - x_y, exp_difference(s.m, x_y)
+        top, e_y = y == s.k, exp_difference(s.m, x_y)
+        gap = torch.where(top, 0, s.m - x_y)  # no gradient through m - m: 1 - 1 would hide the small rest
         like = s.z * torch.sqrt(s.R * s.R + s.Q)
         unlike = torch.sqrt((1 + s.r - e_y) ** 2 + 1 + s.z * s.z * s.Q - e_y * e_y)
 
@@ -176,7 +177,7 @@ def option_scores(
         b = spread + (1 - label_smoothing) * target.movedim(dim, -1).to(x.dtype) * w
     s = state(x)
     total = b.sum(-1)
-    gap = s.m.unsqueeze(-1) - x
+    gap = (s.m.unsqueeze(-1) - x).scatter(-1, s.k.unsqueeze(-1), 0)
     if labelled:
         gap = torch.where(b == 0, 0, gap)  # classes outside the target, also those at -inf
     loss = total * torch.log1p(s.r) + (b * gap).sum(-1)
@@ -275,7 +276,8 @@ def log_prob(input: Tensor, target: Tensor, *, dim: int = -1, ignore_index: int 
     x = _rows(input, dim)
     s = state(x)
     y, ignored, outside = labels(target, x.shape[-1], ignore_index)
-    loss = (s.m.unsqueeze(-1) - x.gather(-1, y)) + torch.log1p(s.r).unsqueeze(-1)
+    gap = torch.where(y == s.k.unsqueeze(-1), 0, s.m.unsqueeze(-1) - x.gather(-1, y))
+    loss = gap + torch.log1p(s.r).unsqueeze(-1)
     return -loss.masked_fill(outside, torch.nan).masked_fill(ignored, 0)
 
 

@@ -1,0 +1,48 @@
+// The Python module torchassay._native: raw pointers in, nothing checked here. The only file that knows Python.
+#include <pybind11/pybind11.h>
+
+#include <stdexcept>
+#include <string>
+
+#include "api.h"
+
+namespace py = pybind11;
+using namespace torchassay;
+
+namespace {
+
+const void* pointer(uintptr_t address) { return reinterpret_cast<const void*>(address); }
+
+int64_t scores(uintptr_t data, int dtype, int64_t outer, int64_t inner, int64_t classes, int64_t outer_stride,
+               int64_t inner_stride, uintptr_t target, bool wide, int64_t ignore_index, const py::sequence& out,
+               int threads) {
+    const Rows rows{pointer(data), Dtype(dtype), outer, inner, classes, outer_stride, inner_stride};
+    void* slots[kSlots];
+    for (int i = 0; i < kSlots; ++i) slots[i] = reinterpret_cast<void*>(out[i].cast<uintptr_t>());
+    py::gil_scoped_release release;
+    return row_scores(rows, Targets{pointer(target), wide, ignore_index}, slots, threads);
+}
+
+void grads(uintptr_t data, int dtype, int64_t outer, int64_t inner, int64_t classes, int64_t outer_stride,
+           int64_t inner_stride, uintptr_t target, bool wide, int64_t ignore_index, uintptr_t stats,
+           uintptr_t grad_loss, int64_t loss_stride, uintptr_t grad_entropy, int64_t entropy_stride, uintptr_t out,
+           int threads) {
+    const Rows rows{pointer(data), Dtype(dtype), outer, inner, classes, outer_stride, inner_stride};
+    py::gil_scoped_release release;
+    row_grads(rows, Targets{pointer(target), wide, ignore_index}, pointer(stats), {pointer(grad_loss), loss_stride},
+              {pointer(grad_entropy), entropy_stride}, reinterpret_cast<void*>(out), threads);
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_native, module, py::mod_gil_not_used()) {
+    module.doc() = "CPU kernels of torchassay";
+    module.def("row_scores", &scores);
+    module.def("row_grads", &grads);
+    module.def("cpu_isas", [] { return std::string(cpu_isas()); });
+    module.def("cpu_isa", [] { return std::string(cpu_isa()); });
+    module.def("set_cpu_isa", [](const std::string& name) {
+        if (!set_cpu_isa(name.c_str()))
+            throw std::invalid_argument("instruction set must be one of " + std::string(cpu_isas()) + ", got " + name);
+    });
+}

@@ -1,0 +1,57 @@
+// The CPU kernels as one table for each instruction set.
+//
+// row_scores.cpp and row_grads.cpp are compiled several times, with TORCHASSAY_ISA naming the instruction set and the
+// compiler's flags allowing it; launch.cpp takes the best table this machine can run. Unlike ifunc clones this lets a
+// test run every variant on one machine.
+#pragma once
+#include <atomic>
+
+#include "../api.h"
+
+namespace torchassay {
+
+constexpr int64_t kSegment = 8192;  // long rows are cut here, always, so threads never change a bit
+
+// The state of one segment of a row: see row_stats.h.
+struct Segment {
+    double m, u, R, T, Q;
+    int64_t start;  // first column of the segment that m is from
+};
+
+struct ScoreJob {
+    Rows rows;
+    Targets targets;
+    void* const* out;
+    std::atomic<int64_t> bad_row;  // the first row whose target is out of range
+
+    bool wants(Slot slot) const { return out[slot]; }
+    int64_t segments() const { return (rows.classes + kSegment - 1) / kSegment; }
+};
+
+struct GradJob {
+    Rows rows;
+    Targets targets;
+    const void* stats;
+    Upstream grad_loss, grad_entropy;
+    void* out;
+};
+
+struct Kernels {
+    const char* isa;
+    int lanes;  // float32 lanes; rows are handed out in multiples of it
+    void (*score_rows)(ScoreJob&, int64_t begin, int64_t end);
+    void (*score_segment)(const ScoreJob&, int64_t row, int64_t segment, Segment* out);
+    void (*score_states)(ScoreJob&, int64_t begin, int64_t end, const Segment* states);  // [N, segments]
+    void (*grad_columns)(const GradJob&, int64_t row, int64_t begin, int64_t end);
+};
+
+template <class T>
+inline __attribute__((always_inline)) const T* row_at(const Rows& rows, int64_t i) {
+    return static_cast<const T*>(rows.data) + (i / rows.inner) * rows.outer_stride + (i % rows.inner) * rows.inner_stride;
+}
+
+inline __attribute__((always_inline)) int64_t target_at(const Targets& targets, int64_t i) {
+    return targets.wide ? static_cast<const int64_t*>(targets.data)[i] : static_cast<const int32_t*>(targets.data)[i];
+}
+
+}  // namespace torchassay

@@ -1,0 +1,120 @@
+// Which instruction set, how many threads, which cut: the native entry points of api.h on the CPU.
+#include <cstdint>
+#include <cstring>
+#include <string>
+#include <vector>
+
+#include "kernels.h"
+#include "threads.h"
+
+namespace torchassay {
+
+#define TORCHASSAY_DECLARE(isa)                                                                   \
+    namespace isa {                                                                               \
+    extern const int kLanes;                                                                      \
+    void score_rows_any(ScoreJob&, int64_t begin, int64_t end);                                   \
+    void score_segment_any(const ScoreJob&, int64_t row, int64_t segment, Segment* out);          \
+    void score_states_any(ScoreJob&, int64_t begin, int64_t end, const Segment* states);          \
+    void grad_columns_any(const GradJob&, int64_t row, int64_t begin, int64_t end);               \
+    static const Kernels kernels = {#isa,           kLanes, score_rows_any, score_segment_any, score_states_any, \
+                                    grad_columns_any};                                            \
+    }
+#if defined(TORCHASSAY_X86)
+TORCHASSAY_DECLARE(avx512)
+TORCHASSAY_DECLARE(avx2)
+#endif
+TORCHASSAY_DECLARE(baseline)
+
+namespace {
+
+// Work below this many elements is not worth waking a thread for.
+constexpr int64_t kThreadedElements = 32768;
+
+std::vector<const Kernels*> usable() {
+    std::vector<const Kernels*> found;
+#if defined(TORCHASSAY_X86)
+    __builtin_cpu_init();
+    const bool v3 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+    const bool v4 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                    __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+    if (v3 && v4) found.push_back(&avx512::kernels);
+    if (v3) found.push_back(&avx2::kernels);
+#endif
+    found.push_back(&baseline::kernels);
+    return found;
+}
+
+const Kernels* chosen = usable().front();
+
+int threads_for(int64_t elements, int threads) {
+    return elements < kThreadedElements || threads < 1 ? 1 : threads;
+}
+
+// Rows a thread takes at once: whole groups of lanes, about 16k elements, and four or more turns for every thread.
+int64_t rows_at_once(int64_t rows, int64_t classes, int threads, int lanes) {
+    int64_t chunk = 16384 / classes;
+    if (chunk > rows / (4 * threads)) chunk = rows / (4 * threads);
+    chunk = chunk / lanes * lanes;
+    return chunk > lanes ? chunk : lanes;
+}
+
+}  // namespace
+
+const char* cpu_isas() {
+    static const std::string names = [] {
+        std::string all;
+        for (const Kernels* kernels : usable()) all += (all.empty() ? "" : ",") + std::string(kernels->isa);
+        return all;
+    }();
+    return names.c_str();
+}
+
+const char* cpu_isa() { return chosen->isa; }
+
+bool set_cpu_isa(const char* name) {
+    for (const Kernels* kernels : usable())
+        if (!std::strcmp(kernels->isa, name)) {
+            chosen = kernels;
+            return true;
+        }
+    return false;
+}
+
+int64_t row_scores(const Rows& rows, const Targets& targets, void* const out[kSlots], int threads) {
+    const Kernels* kernels = chosen;
+    ScoreJob job{rows, targets, out, {INT64_MAX}};
+    const int64_t count = rows.count(), segments = job.segments();
+    threads = threads_for(count * rows.classes, threads);
+    if (segments > 1 && count < int64_t(threads) * kernels->lanes) {
+        // few long rows: threads over their segments, which are then joined in order
+        std::vector<Segment> states(count * segments);
+        parallel_for(count * segments, 1, threads, [&](int64_t begin, int64_t end) {
+            for (int64_t i = begin; i < end; ++i)
+                kernels->score_segment(job, i / segments, i % segments, &states[i]);
+        });
+        kernels->score_states(job, 0, count, states.data());
+    } else {
+        parallel_for(count, rows_at_once(count, rows.classes, threads, kernels->lanes), threads,
+                     [&](int64_t begin, int64_t end) { kernels->score_rows(job, begin, end); });
+    }
+    const int64_t bad_row = job.bad_row.load();
+    return bad_row == INT64_MAX ? -1 : bad_row;
+}
+
+void row_grads(const Rows& rows, const Targets& targets, const void* stats, const Upstream& grad_loss,
+               const Upstream& grad_entropy, void* out, int threads) {
+    const Kernels* kernels = chosen;
+    const GradJob job{rows, targets, stats, grad_loss, grad_entropy, out};
+    const int64_t count = rows.count(), segments = (rows.classes + kSegment - 1) / kSegment;
+    threads = threads_for(count * rows.classes, threads);
+    int64_t chunk = 16384 / rows.classes * segments;
+    if (chunk < 1) chunk = 1;
+    parallel_for(count * segments, chunk, threads, [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i) {
+            const int64_t start = i % segments * kSegment, stop = start + kSegment;
+            kernels->grad_columns(job, i / segments, start, stop < rows.classes ? stop : rows.classes);
+        }
+    });
+}
+
+}  // namespace torchassay
