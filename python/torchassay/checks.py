@@ -30,6 +30,7 @@ class Call(NamedTuple):
     """What the checks of a call found out."""
 
     names: tuple[str, ...]  # the signals in the order asked for
+    in_order: tuple[str, ...]  # the same in the order of the bits
     signals: int  # their bits
     dim: int  # the class dimension, counted from the front
     plain: bool  # no option that only the reference has
@@ -40,8 +41,8 @@ class Call(NamedTuple):
 
     def scores(self, outputs: list[Tensor]) -> Scores:
         """``outputs``, which are in the order of the bits, by name in the order asked for."""
-        found = dict(zip((name for name in SIGNALS if name in self.names), outputs, strict=True))
-        return Scores({name: found[name] for name in self.names})
+        found = dict(zip(self.in_order, outputs, strict=True))
+        return Scores(found if self.in_order == self.names else {name: found[name] for name in self.names})
 
 
 def score(
@@ -73,7 +74,10 @@ def score(
     if names is None:
         names = ("entropy", "confidence", "margin") if target is None else ("loss", "entropy", "grad_norm")
     names = signals(function, names, target is not None, labelled)
-    return Call(names, sum(BIT[name] for name in set(names)), dim, plain)
+    bits = 0
+    for name in names:
+        bits |= BIT[name]
+    return Call(names, tuple(name for name in SIGNALS if bits & BIT[name]), bits, dim, plain)
 
 
 def cross_entropy(

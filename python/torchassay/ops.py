@@ -6,6 +6,8 @@ An op gets checked arguments and a class dimension counted from the front. It ha
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
@@ -24,18 +26,24 @@ torch.library.define(
 )
 
 _DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}  # csrc/api.h, enum Dtype
-_SLOTS = (*(BIT[name] for name in SIGNALS), STATS)
+_SLOTS = (*(BIT[name] for name in SIGNALS), STATS)  # csrc/api.h, enum Slot
+_PREDICTION_SLOT, _STATS_SLOT = SIGNALS.index("prediction"), len(SIGNALS)
 
 
-def _empty_outputs(input: Tensor, dim: int, signals: int) -> list[Tensor]:
+@functools.cache
+def _asked(signals: int) -> tuple[int, ...]:
+    return tuple(slot for slot, bit in enumerate(_SLOTS) if signals & bit)
+
+
+def _empty_outputs(input: Tensor, dim: int, asked: tuple[int, ...]) -> list[Tensor]:
     shape = input.shape[:dim] + input.shape[dim + 1 :]
     dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
+    device = input.device
     outputs = []
-    for bit in _SLOTS:
-        if signals & bit:
-            kind = torch.int64 if bit == BIT["prediction"] else dtype
-            size = (6, *shape) if bit == STATS else shape
-            outputs.append(torch.empty(size, dtype=kind, device=input.device))
+    for slot in asked:
+        size = shape if slot != _STATS_SLOT else (6, *shape)
+        kind = dtype if slot != _PREDICTION_SLOT else torch.int64
+        outputs.append(torch.empty(size, dtype=kind, device=device))
     return outputs
 
 
@@ -45,10 +53,17 @@ def _empty_grad(input: Tensor, dim: int) -> Tensor:
     return torch.empty(shape, dtype=input.dtype, device=input.device).movedim(-1, dim)
 
 
-def as_rows(input: Tensor, dim: int) -> Tensor:
-    """The input as rows [A, B, C] with C innermost and dense: a view where two row strides can tell, else a copy."""
+def _layout(input: Tensor, dim: int) -> tuple[Tensor, int, int, int, int, int]:
+    """The input as rows: (tensor, A, B, C, stride of A, stride of B), row a B + b, its C classes dense in memory.
+
+    A view where two row strides can tell (also of ``logits[:, :-1]``), else a copy.
+    """
+    if dim == input.dim() - 1 and input.is_contiguous():
+        classes = input.shape[-1]
+        return input, 1, input.numel() // classes, classes, 0, classes
     x = input.movedim(dim, -1)
-    if x.stride(-1) != 1 and x.shape[-1] != 1:
+    classes = x.shape[-1]
+    if x.stride(-1) != 1 and classes != 1:
         x = x.contiguous()
     sizes, strides = [], []  # of the row dimensions, outermost first, neighbours joined
     for size, stride in zip(x.shape[:-1], x.stride()[:-1], strict=True):
@@ -60,20 +75,17 @@ def as_rows(input: Tensor, dim: int) -> Tensor:
             sizes.append(size)
             strides.append(stride)
     if len(sizes) > 2:
-        rows = x.shape[:-1].numel()
-        return x.contiguous().view(1, rows, x.shape[-1])
-    while len(sizes) < 2:
-        sizes.insert(0, 1)
-        strides.insert(0, 0)
-    return x.as_strided((*sizes, x.shape[-1]), (*strides, 1))
+        return x.contiguous(), 1, x.numel() // classes, classes, 0, classes
+    sizes, strides = [1, 1, *sizes], [0, 0, *strides]
+    return x, *sizes[-2:], classes, *strides[-2:]
 
 
 def _flat_target(target: Tensor | None) -> Tensor | None:
     if target is None:
         return None
-    if target.dtype not in (torch.int64, torch.int32):
+    if target.dtype != torch.int64 and target.dtype != torch.int32:
         target = target.long()
-    return target.reshape(-1).contiguous()
+    return target if target.dim() == 1 and target.is_contiguous() else target.contiguous().view(-1)
 
 
 def _row_scores(
@@ -90,40 +102,33 @@ def _row_scores(
         if target is not None:
             checks.class_range(function, target, input.shape[dim], ignore_index)
         return reference.row_scores(input, target, dim, ignore_index, signals)
-    outputs = _empty_outputs(input, dim, signals)
-    if not outputs or outputs[0].numel() == 0:
+    asked = _asked(signals)
+    outputs = _empty_outputs(input, dim, asked)
+    if not outputs or input.numel() == 0:
         return outputs
-    rows = as_rows(input, dim)
+    rows, *layout = _layout(input, dim)
     target = _flat_target(target)
-    found = iter(outputs)
-    slots = [next(found) if signals & bit else None for bit in _SLOTS]
     if backend == "triton":
         from torchassay.triton_kernels.row_scores import row_scores
 
-        slots = [
-            slot if slot is None else slot.view(6, -1) if i == 9 else slot.view(-1) for i, slot in enumerate(slots)
-        ]
+        slots = [None] * len(_SLOTS)
+        for slot, output in zip(asked, outputs, strict=True):
+            slots[slot] = output.view(6, -1) if slot == _STATS_SLOT else output.view(-1)
+        outer, inner, classes, *strides = layout
+        rows = rows.as_strided((outer, inner, classes), (*strides, 1))
         row_scores(rows, target, ignore_index, signals, slots)
         if target is not None:
-            checks.class_range(function, target, input.shape[dim], ignore_index)
+            checks.class_range(function, target, classes, ignore_index)
         return outputs
-    outer, inner, classes = rows.shape
-    bad_row = native.row_scores(
-        rows.data_ptr(),
-        _DTYPES[input.dtype],
-        outer,
-        inner,
-        classes,
-        rows.stride(0),
-        rows.stride(1),
-        0 if target is None else target.data_ptr(),
-        target is not None and target.dtype == torch.int64,
-        ignore_index,
-        [0 if slot is None else slot.data_ptr() for slot in slots],
-        torch.get_num_threads(),
-    )
+    pointers = [0] * len(_SLOTS)
+    for slot, output in zip(asked, outputs, strict=True):
+        pointers[slot] = output.data_ptr()
+    address, wide = (0, False) if target is None else (target.data_ptr(), target.dtype == torch.int64)
+    threads = torch.get_num_threads()
+    call = rows.data_ptr(), _DTYPES[input.dtype], *layout, address, wide, ignore_index, pointers, threads
+    bad_row = native.row_scores(*call)
     if bad_row >= 0:
-        checks.out_of_range(function, target, bad_row, classes, ignore_index)
+        checks.out_of_range(function, target, bad_row, input.shape[dim], ignore_index)
     return outputs
 
 
@@ -145,21 +150,21 @@ def _row_grads(
     grad = _empty_grad(input, dim)
     if grad.numel() == 0:
         return grad
-    rows = as_rows(input, dim)
+    rows, *layout = _layout(input, dim)
     target = _flat_target(target)
     upstream = [None if g is None else g.to(stats.dtype).reshape(-1) for g in (grad_loss, grad_entropy)]
     if backend == "triton":
         from torchassay.triton_kernels.row_grads import row_grads
 
-        out = grad.movedim(dim, -1).view(-1, input.shape[dim])
+        outer, inner, classes, *strides = layout
+        rows = rows.as_strided((outer, inner, classes), (*strides, 1))
+        out = grad.movedim(dim, -1).view(-1, classes)
         row_grads(rows, target, stats.view(6, -1), *upstream, ignore_index, out)
         return grad
     native.row_grads(
         rows.data_ptr(),
         _DTYPES[input.dtype],
-        *rows.shape,
-        rows.stride(0),
-        rows.stride(1),
+        *layout,
         0 if target is None else target.data_ptr(),
         target is not None and target.dtype == torch.int64,
         ignore_index,
@@ -177,7 +182,7 @@ torch.library.impl("torchassay::row_grads", "CompositeExplicitAutograd", _row_gr
 
 @torch.library.register_fake("torchassay::row_scores")
 def _(input, target, dim, ignore_index, signals, function, backend):
-    return _empty_outputs(input, dim, signals)
+    return _empty_outputs(input, dim, _asked(signals))
 
 
 @torch.library.register_fake("torchassay::row_grads")
