@@ -30,8 +30,8 @@ TORCHASSAY_HD F exp_difference(F a, F b, F difference, F infinity) {
     return select(b == -infinity, F{}, value - value * error);
 }
 
-// Adds a part's sums, relative to its own u, to sums relative to all.u >= u. A part without a rest has R = T = Q = 0, or
-// NaN, which must pass: so its factor is 0, not its product.
+// Adds a part's sums, relative to its own u, to sums relative to all.u >= u. A part without a rest has R = T = Q = 0,
+// or NaN, which must pass: so its factor is 0, not its product.
 template <class F>
 TORCHASSAY_HD void add_rest(RowState<F>& all, F u, F R, F T, F Q, F infinity) {
     const auto none = u == -infinity;

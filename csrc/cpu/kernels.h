@@ -47,7 +47,8 @@ struct Kernels {
 
 template <class T>
 inline __attribute__((always_inline)) const T* row_at(const Rows& rows, int64_t i) {
-    return static_cast<const T*>(rows.data) + (i / rows.inner) * rows.outer_stride + (i % rows.inner) * rows.inner_stride;
+    return static_cast<const T*>(rows.data) + (i / rows.inner) * rows.outer_stride +
+           (i % rows.inner) * rows.inner_stride;
 }
 
 inline __attribute__((always_inline)) int64_t target_at(const Targets& targets, int64_t i) {

@@ -9,15 +9,15 @@
 
 namespace torchassay {
 
-#define TORCHASSAY_DECLARE(isa)                                                                   \
-    namespace isa {                                                                               \
-    extern const int kLanes;                                                                      \
-    void score_rows_any(ScoreJob&, int64_t begin, int64_t end);                                   \
-    void score_segment_any(const ScoreJob&, int64_t row, int64_t segment, Segment* out);          \
-    void score_states_any(ScoreJob&, int64_t begin, int64_t end, const Segment* states);          \
-    void grad_columns_any(const GradJob&, int64_t row, int64_t begin, int64_t end);               \
-    static const Kernels kernels = {#isa,           kLanes, score_rows_any, score_segment_any, score_states_any, \
-                                    grad_columns_any};                                            \
+#define TORCHASSAY_DECLARE(isa)                                                               \
+    namespace isa {                                                                           \
+    extern const int kLanes;                                                                  \
+    void score_rows_any(ScoreJob&, int64_t begin, int64_t end);                               \
+    void score_segment_any(const ScoreJob&, int64_t row, int64_t segment, Segment* out);      \
+    void score_states_any(ScoreJob&, int64_t begin, int64_t end, const Segment* states);      \
+    void grad_columns_any(const GradJob&, int64_t row, int64_t begin, int64_t end);           \
+    static const Kernels kernels = {                                                          \
+        #isa, kLanes, score_rows_any, score_segment_any, score_states_any, grad_columns_any}; \
     }
 #if defined(TORCHASSAY_X86)
 TORCHASSAY_DECLARE(avx512)
@@ -46,9 +46,7 @@ std::vector<const Kernels*> usable() {
 
 const Kernels* chosen = usable().front();
 
-int threads_for(int64_t elements, int threads) {
-    return elements < kThreadedElements || threads < 1 ? 1 : threads;
-}
+int threads_for(int64_t elements, int threads) { return elements < kThreadedElements || threads < 1 ? 1 : threads; }
 
 // Rows a thread takes at once: whole groups of lanes, about 16k elements, and four or more turns for every thread.
 int64_t rows_at_once(int64_t rows, int64_t classes, int threads, int lanes) {
@@ -89,8 +87,7 @@ int64_t row_scores(const Rows& rows, const Targets& targets, void* const out[kSl
         // few long rows: threads over their segments, which are then joined in order
         std::vector<Segment> states(count * segments);
         parallel_for(count * segments, 1, threads, [&](int64_t begin, int64_t end) {
-            for (int64_t i = begin; i < end; ++i)
-                kernels->score_segment(job, i / segments, i % segments, &states[i]);
+            for (int64_t i = begin; i < end; ++i) kernels->score_segment(job, i / segments, i % segments, &states[i]);
         });
         kernels->score_states(job, 0, count, states.data());
     } else {

@@ -26,8 +26,13 @@ template <class T, bool kLossGrad, bool kEntropyGrad>
 struct Entry {
     V<T> u, g, c, w, gL, gH, mu;
     TORCHASSAY_INLINE explicit Entry(const RowTerms<T>& t)
-        : u(splat<V<T>>(t.u)), g(splat<V<T>>(t.g)), c(splat<V<T>>(t.c)), w(splat<V<T>>(t.w)), gL(splat<V<T>>(t.gL)),
-          gH(splat<V<T>>(t.gH)), mu(splat<V<T>>(t.mu)) {}
+        : u(splat<V<T>>(t.u)),
+          g(splat<V<T>>(t.g)),
+          c(splat<V<T>>(t.c)),
+          w(splat<V<T>>(t.w)),
+          gL(splat<V<T>>(t.gL)),
+          gH(splat<V<T>>(t.gH)),
+          mu(splat<V<T>>(t.mu)) {}
     TORCHASSAY_INLINE V<T> operator()(V<T> x) const {
         const V<T> d = clamp_exponent(x - u);
         const V<T> e = exp_fast(min_or_second(V<T>{}, d)) * w;
@@ -110,10 +115,14 @@ void grad_columns(const GradJob& job, int64_t row, int64_t begin, int64_t end) {
 namespace TORCHASSAY_ISA {
 void grad_columns_any(const GradJob& job, int64_t row, int64_t begin, int64_t end) {
     switch (job.rows.dtype) {
-        case Dtype::kFloat32: return grad_columns<float, float>(job, row, begin, end);
-        case Dtype::kFloat64: return grad_columns<double, double>(job, row, begin, end);
-        case Dtype::kBfloat16: return grad_columns<float, Bfloat16>(job, row, begin, end);
-        case Dtype::kFloat16: return grad_columns<float, Float16>(job, row, begin, end);
+        case Dtype::kFloat32:
+            return grad_columns<float, float>(job, row, begin, end);
+        case Dtype::kFloat64:
+            return grad_columns<double, double>(job, row, begin, end);
+        case Dtype::kBfloat16:
+            return grad_columns<float, Bfloat16>(job, row, begin, end);
+        case Dtype::kFloat16:
+            return grad_columns<float, Float16>(job, row, begin, end);
     }
 }
 }  // namespace TORCHASSAY_ISA

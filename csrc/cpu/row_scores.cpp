@@ -12,7 +12,7 @@
 namespace torchassay {
 namespace {
 
-constexpr int64_t kInLanes = 256;  // rows of at most this many classes stand in lanes: 16 KB of L1
+constexpr int64_t kInLanes = 256;                     // rows of at most this many classes stand in lanes: 16 KB of L1
 constexpr int64_t kFlush = 64 * Simd<float>::kLanes;  // columns summed in T, 32 in a lane, before they join a double
 
 template <class T>
@@ -192,9 +192,9 @@ TORCHASSAY_INLINE void transpose(const In* const* rows, int64_t classes, T* bloc
                 const auto d = load_quad(rows[i + 2] + c), e = load_quad(rows[i + 3] + c);
                 const auto ab = TORCHASSAY_SHUFFLE(a, b, 0, 4, 1, 5), AB = TORCHASSAY_SHUFFLE(a, b, 2, 6, 3, 7);
                 const auto de = TORCHASSAY_SHUFFLE(d, e, 0, 4, 1, 5), DE = TORCHASSAY_SHUFFLE(d, e, 2, 6, 3, 7);
-                const Quad columns[4] = {
-                    TORCHASSAY_SHUFFLE(ab, de, 0, 1, 4, 5), TORCHASSAY_SHUFFLE(ab, de, 2, 3, 6, 7),
-                    TORCHASSAY_SHUFFLE(AB, DE, 0, 1, 4, 5), TORCHASSAY_SHUFFLE(AB, DE, 2, 3, 6, 7)};
+                const Quad columns[4] = {TORCHASSAY_SHUFFLE(ab, de, 0, 1, 4, 5), TORCHASSAY_SHUFFLE(ab, de, 2, 3, 6, 7),
+                                         TORCHASSAY_SHUFFLE(AB, DE, 0, 1, 4, 5),
+                                         TORCHASSAY_SHUFFLE(AB, DE, 2, 3, 6, 7)};
                 for (int q = 0; q < 4; ++q) std::memcpy(block + (c + q) * n + i, &columns[q], 16);
             }
         }
@@ -338,12 +338,16 @@ void score_segment(const ScoreJob& job, int64_t row, int64_t segment, Segment* o
     *out = segment_of<T, In>(job, row_at<In>(job.rows, row), segment);
 }
 
-#define TORCHASSAY_BY_DTYPE(function, ...)                                             \
-    switch (job.rows.dtype) {                                                          \
-        case Dtype::kFloat32: return function<float, float>(job, __VA_ARGS__);         \
-        case Dtype::kFloat64: return function<double, double>(job, __VA_ARGS__);       \
-        case Dtype::kBfloat16: return function<float, Bfloat16>(job, __VA_ARGS__);     \
-        case Dtype::kFloat16: return function<float, Float16>(job, __VA_ARGS__);       \
+#define TORCHASSAY_BY_DTYPE(function, ...)                      \
+    switch (job.rows.dtype) {                                   \
+        case Dtype::kFloat32:                                   \
+            return function<float, float>(job, __VA_ARGS__);    \
+        case Dtype::kFloat64:                                   \
+            return function<double, double>(job, __VA_ARGS__);  \
+        case Dtype::kBfloat16:                                  \
+            return function<float, Bfloat16>(job, __VA_ARGS__); \
+        case Dtype::kFloat16:                                   \
+            return function<float, Float16>(job, __VA_ARGS__);  \
     }
 }  // namespace
 

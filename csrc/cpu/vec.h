@@ -164,8 +164,12 @@ TORCHASSAY_INLINE F64 widen_low(F32 x) { return F64(_mm256_cvtps_pd(_mm256_castp
 TORCHASSAY_INLINE F64 widen_high(F32 x) { return F64(_mm256_cvtps_pd(_mm256_extractf128_ps(__m256(x), 1))); }
 #else
 #if defined(__ARM_FEATURE_FMA)
-TORCHASSAY_INLINE F32 fused(F32 a, F32 b, F32 c) { return F32(vfmaq_f32(float32x4_t(c), float32x4_t(a), float32x4_t(b))); }
-TORCHASSAY_INLINE F64 fused(F64 a, F64 b, F64 c) { return F64(vfmaq_f64(float64x2_t(c), float64x2_t(a), float64x2_t(b))); }
+TORCHASSAY_INLINE F32 fused(F32 a, F32 b, F32 c) {
+    return F32(vfmaq_f32(float32x4_t(c), float32x4_t(a), float32x4_t(b)));
+}
+TORCHASSAY_INLINE F64 fused(F64 a, F64 b, F64 c) {
+    return F64(vfmaq_f64(float64x2_t(c), float64x2_t(a), float64x2_t(b)));
+}
 #else
 template <class V>
 TORCHASSAY_INLINE V fused(V a, V b, V c) {
@@ -377,7 +381,8 @@ TORCHASSAY_INLINE V log1p_nonnegative(V r) {
     return select(r - r == 0, value, r);  // NaN passes; the integer arithmetic above does not see it
 }
 
-// The exp of the inner loops, of clamped x: one step of reduction, error 1e-7, e^0 exactly 1. Double takes the careful one.
+// The exp of the inner loops, of clamped x: one step of reduction, error 1e-7, e^0 exactly 1. Double takes the careful
+// one.
 TORCHASSAY_INLINE F32 exp_fast(F32 x) {
 #if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
     const F32 biased = splat<F32>(12582912.0f + 127.0f);

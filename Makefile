@@ -1,0 +1,49 @@
+# Everything from a bare checkout: `make demo`, `make test`. Needs Python >= 3.10, a C++ compiler and make.
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+VENV ?= .venv
+BIN := $(VENV)/bin
+SOURCES := setup.py CMakeLists.txt $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp)
+CPP := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp)
+PY := setup.py python triton_kernels tests benchmarks
+
+.PHONY: demo test bench lint format gpu clean
+
+demo: $(VENV)/built
+	$(BIN)/torchassay demo
+
+test: $(VENV)/built
+	$(BIN)/pytest
+
+bench: $(VENV)/built
+	$(BIN)/python benchmarks/run.py
+
+lint: $(VENV)/installed
+	$(BIN)/ruff check $(PY)
+	$(BIN)/ruff format --check $(PY)
+	$(BIN)/clang-format --dry-run --Werror $(CPP)
+
+format: $(VENV)/installed
+	$(BIN)/ruff check --fix $(PY)
+	$(BIN)/ruff format $(PY)
+	$(BIN)/clang-format -i $(CPP)
+
+# On a machine with an NVIDIA GPU and torch already there: no virtual environment, no network.
+gpu:
+	$(PYTHON) benchmarks/gpu.py
+
+clean:
+	rm -rf $(VENV) build demo python/*.egg-info python/torchassay/_native*.so
+
+# torch comes first and by itself, so that nothing else asks for another build of it.
+$(VENV)/installed: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --upgrade pip
+	$(BIN)/python -m pip install -q "$(TORCH)" numpy
+	TORCHASSAY_NATIVE=0 $(BIN)/python -m pip install -q "setuptools>=77" wheel "pybind11>=3" "cmake>=3.24" ninja
+	TORCHASSAY_NATIVE=0 $(BIN)/python -m pip install -q --no-build-isolation -e ".[dev]"
+	touch $@
+
+$(VENV)/built: $(VENV)/installed $(SOURCES)
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pip install -q --no-build-isolation --no-deps -e .
+	touch $@
