@@ -48,11 +48,13 @@ class RowGrads(torch.autograd.Function):
     @staticmethod
     def backward(ctx, upstream: Tensor):
         input, target, grad_loss, grad_entropy = ctx.saved_tensors
-        wanted = {0: input, 3: grad_loss, 4: grad_entropy}
-        wanted = {at: value for at, value in wanted.items() if ctx.needs_input_grad[at]}
         higher = torch.is_grad_enabled()
         with torch.enable_grad():
-            grad = reference.row_grads(input, target, None, grad_loss, grad_entropy, *ctx.call)
+            # aliases: an upstream may itself come from the input, and that path is not this function's to walk
+            leaves = {0: input, 3: grad_loss, 4: grad_entropy}
+            leaves = {at: None if value is None else value.view_as(value) for at, value in leaves.items()}
+            grad = reference.row_grads(leaves[0], target, None, leaves[3], leaves[4], *ctx.call)
+        wanted = {at: value for at, value in leaves.items() if ctx.needs_input_grad[at]}
         found = torch.autograd.grad(grad, list(wanted.values()), upstream, create_graph=higher)
         grads = dict(zip(wanted, found, strict=True))
         return tuple(grads.get(at) for at in range(9))
@@ -79,10 +81,14 @@ class LogProbs(torch.autograd.Function):
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # create_graph: the reference has one
             log_probs = reference.log_prob(input, target, dim=dim, ignore_index=ignore_index)
             return torch.autograd.grad(log_probs, input, upstream, create_graph=True)[0], *nothing
+        if target.shape[-1] == 0:
+            return torch.zeros_like(input), *nothing
         y, ignored, outside = reference.labels(target, input.shape[dim], ignore_index)
+        unused = ignored.all(-1)  # the row has no gradient, whatever it holds
         gL = (-upstream).masked_fill(outside, torch.nan).masked_fill(ignored, 0)
         # the softmax of every class from the kernel; then the entries of the targets, formed without cancellation
-        grad = ops.row_grads(input, y[..., 0], stats, gL.sum(-1), None, dim, -1, *call)
+        first = y[..., 0].masked_fill(unused, -1)
+        grad = ops.row_grads(input, first, stats, gL.sum(-1), None, dim, -1, *call)
         classes_last = grad.movedim(dim, -1)
         m, r = stats[0].unsqueeze(-1), stats[3].unsqueeze(-1)
         x_y = input.movedim(dim, -1).gather(-1, y).to(stats.dtype)
@@ -91,5 +97,6 @@ class LogProbs(torch.autograd.Function):
         miss = torch.where(x_y == m, r, 1 + r - e_y) / (1 + r)
         same = y.unsqueeze(-1) == y.unsqueeze(-2)
         entry = (torch.where(same, -miss.unsqueeze(-1), p.unsqueeze(-1)) * gL.unsqueeze(-2)).sum(-1)
+        entry = entry.masked_fill(unused.unsqueeze(-1), 0)
         classes_last.scatter_(-1, y, entry.to(grad.dtype))
         return grad, *nothing

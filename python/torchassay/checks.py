@@ -62,8 +62,8 @@ def score(
     labelled = True
     if target is not None:
         tensor(function, "target", target)
-        if target.shape == input.shape:
-            probabilities(function, input, target)
+        if target.shape == input.shape or (target.is_floating_point() and target.dim() == input.dim()):
+            probabilities(function, input, target, ignore_index)
             plain = labelled = False
         else:
             labels(function, input, target, dim)
@@ -196,12 +196,18 @@ def ignored_index(function: str, ignore_index: int) -> None:
         raise InputTypeError(f"{function}: ignore_index must be an int, got {type(ignore_index).__name__}")
 
 
-def probabilities(function: str, input: Tensor, target: Tensor) -> None:
-    """``target`` holds class probabilities: it has the input's shape and a float dtype."""
+def probabilities(function: str, input: Tensor, target: Tensor, ignore_index: int) -> None:
+    """``target`` holds class probabilities: it has the input's shape and a float dtype, and no row to ignore."""
     if not target.is_floating_point():
         expected = "a float dtype where it has input's shape (class probabilities)"
         raise InputTypeError(f"{function}: target must have {expected}, got {dtype_name(target.dtype)}")
     same_device(function, input, "target", target)
+    if target.shape != input.shape:
+        expected = f"input's shape {tuple(input.shape)} where it holds class probabilities"
+        raise InputValueError(f"{function}: target must have {expected}, got {tuple(target.shape)}")
+    if ignore_index >= 0:
+        expected = "negative where target holds class probabilities"
+        raise InputValueError(f"{function}: ignore_index must be {expected}, got {ignore_index}")
 
 
 def loss_options(function: str, input: Tensor, weight: Tensor | None, label_smoothing: float, dim: int) -> None:

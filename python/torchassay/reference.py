@@ -56,7 +56,7 @@ def state(x: Tensor) -> State:  # [..., C]
     gone = rest == -torch.inf  # the top and masked classes: exactly 0 in every sum, also in the gradient
     d = torch.where(gone, 0, rest - torch.where(lone, 0, u).unsqueeze(-1))
     e = torch.where(gone, 0, torch.exp(d))
-    R, T, Q = e.sum(-1), -(e * d).sum(-1), (e * e).sum(-1)
+    R, T, Q = _sum(e), -_sum(e * d), _sum(e * e)
     g, z = torch.where(lone, 0, m - u), exp_difference(m, u)
     r = z * R + (m - m)  # m - m is 0, and NaN for a top of +-inf
     return State(m, k, u, g, z, R, T, Q, r, 1 / (1 + r))
@@ -176,20 +176,22 @@ def option_scores(
     else:
         b = spread + (1 - label_smoothing) * target.movedim(dim, -1).to(x.dtype) * w
     s = state(x)
-    total = b.sum(-1)
+    total = _sum(b)
     gap = (s.m.unsqueeze(-1) - x).scatter(-1, s.k.unsqueeze(-1), 0)
     if labelled:
         gap = torch.where(b == 0, 0, gap)  # classes outside the target, also those at -inf
-    loss = total * torch.log1p(s.r) + (b * gap).sum(-1)
+    loss = total * torch.log1p(s.r) + _sum(b * gap)
     found = {"loss": loss.masked_fill(ignored, 0)}
     if signals & BIT["grad_norm"]:
         k = s.k.unsqueeze(-1)
         gone = x == -torch.inf
         d = torch.where(gone, 0, x - torch.where(s.u == -torch.inf, s.m, s.u).unsqueeze(-1))
         p = torch.where(gone, 0, torch.exp(d.clamp(max=0))) * (s.z * s.c).unsqueeze(-1)
-        at_top = b.scatter(-1, k, 0).sum(-1) - total * s.r * s.c
+        at_top = _sum(b.scatter(-1, k, 0)) - total * s.r * s.c
         g = (total.unsqueeze(-1) * p - b).scatter(-1, k, at_top.unsqueeze(-1))
-        found["grad_norm"] = torch.linalg.vector_norm(g, dim=-1).masked_fill(ignored, 0)
+        size = g.abs().amax(-1, keepdim=True)
+        size = torch.where(size > 0, size, 1)  # the squares of a confident row would underflow
+        found["grad_norm"] = (size.squeeze(-1) * torch.sqrt(_sum((g / size) ** 2))).masked_fill(ignored, 0)
     rest = signals & ~(BIT["loss"] | BIT["grad_norm"])
     others = row_scores(input, target if labelled else None, dim, ignore_index, rest)
     found |= zip((name for name in SIGNALS if rest & BIT[name]), others, strict=True)
@@ -316,6 +318,16 @@ def _rows(input: Tensor, dim: int) -> Tensor:
     """The input with its classes last, half precision widened to float32."""
     x = input.movedim(dim, -1)
     return x if x.dtype == torch.float64 else x.float()
+
+
+def _sum(x: Tensor) -> Tensor:
+    """The sum over the last dimension, in an order that depends on its size alone.
+
+    torch cuts a single long sum among its threads, so that a row alone would differ from the same row in a batch.
+    """
+    whole = x.shape[-1] // 1024 * 1024
+    tail = x[..., whole:].sum(-1)
+    return x[..., :whole].unflatten(-1, (-1, 1024)).sum(-1).sum(-1) + tail if whole else tail
 
 
 def labels(target: Tensor, classes: int, ignore_index: int) -> tuple[Tensor, Tensor, Tensor]:

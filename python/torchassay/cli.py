@@ -1,0 +1,158 @@
+"""The command line: `torchassay demo | bench | doctor`."""
+
+from __future__ import annotations
+
+import datetime
+import sys
+import tempfile
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+import click
+
+_DEMO_NEEDS = {"matplotlib": "matplotlib", "sklearn": "scikit-learn"}  # module: package
+
+
+class _OneLine(click.Group):
+    """A group whose errors are one line naming the command, in place of click's usage block."""
+
+    def main(self, *args, standalone_mode: bool = True, **kwargs):
+        if not standalone_mode:
+            return super().main(*args, standalone_mode=False, **kwargs)
+        try:
+            sys.exit(super().main(*args, standalone_mode=False, **kwargs) or 0)
+        except click.ClickException as error:
+            context = getattr(error, "ctx", None)
+            click.echo(f"{context.command_path if context else self.name}: {error.format_message()}", err=True)
+            sys.exit(error.exit_code)
+        except click.Abort:
+            click.echo("stopped", err=True)
+            sys.exit(130)
+
+
+class _Stop(click.ClickException):
+    """An error outside the command line's own syntax, told with the command's name."""
+
+    def __init__(self, message: str):
+        super().__init__(message)
+        self.ctx = click.get_current_context()
+
+
+@click.group(
+    "torchassay",
+    cls=_OneLine,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+@click.version_option(version("torchassay"), prog_name="torchassay")
+@click.pass_context
+def main(context: click.Context) -> None:
+    """Per-sample loss, entropy, gradient norm and margins from one read of the logits."""
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
+
+
+@main.command(short_help="Find flipped labels in real data; time the scores.")
+@click.option("--out", type=click.Path(path_type=Path), default="demo", show_default=True, help="Folder for the files.")
+@click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Of data and training.")
+@click.option("--epochs", type=click.IntRange(1), default=50, show_default=True, help="Passes over the training data.")
+def demo(out: Path, seed: int, epochs: int) -> None:
+    """Find flipped labels in scikit-learn's digits, and time the scores against PyTorch. CPU only, under a minute."""
+    start = time.perf_counter()
+    _need_demo_extra()
+    _need_folder(out)
+    from torchassay import demo, doctor, speed
+
+    digits = demo.load(seed)
+    click.echo(demo.summary(digits))
+    found = demo.train(digits, seed, epochs)
+    click.echo(f"\nThe most suspicious samples, by mean loss over {epochs} epochs\n")
+    click.echo(demo.table(digits, found))
+    click.echo(f"\ntest accuracy: {found.test_accuracy:.1%}")
+    try:
+        written = demo.save(digits, found, out)
+    except OSError as error:
+        raise _Stop(f"could not write to '{out}': {error.strerror or error}") from error
+    click.echo(f"written: {', '.join(map(str, written))}")
+    click.echo(f"\nSpeed on this machine ({doctor.machine()})\n")
+    results = _timed(speed, "float32")
+    click.echo(f"\nIn five lines ({time.perf_counter() - start:.0f} s in all)\n")
+    for number, line in enumerate(demo.closing(digits, found, results), 1):
+        click.echo(f"{number}. {line}")
+
+
+@main.command(short_help="Time five scores at three shapes against PyTorch.")
+@click.option(
+    "--dtype",
+    type=click.Choice(("float32", "bfloat16", "float16", "float64")),
+    default="float32",
+    show_default=True,
+    help="Of the logits.",
+)
+@click.option("--threads", type=click.IntRange(1), help="Torch threads.  [default: torch's own]")
+def bench(dtype: str, threads: int | None) -> None:
+    """Time five scores at three shapes against the PyTorch chain and F.cross_entropy; verify them first."""
+    import torch
+
+    from torchassay import doctor, speed
+
+    before = torch.get_num_threads()
+    if threads:
+        torch.set_num_threads(threads)
+    try:
+        click.echo(f"{doctor.machine()}, {datetime.date.today().isoformat()}\n")
+        _timed(speed, dtype)
+    finally:
+        torch.set_num_threads(before)
+
+
+@main.command(short_help="Say what is built and available, and why not the rest.")
+def doctor() -> None:
+    """Say what is built, what is available here, and why not the rest: paste it into a bug report."""
+    from torchassay import doctor
+
+    click.echo(doctor.report())
+
+
+def _timed(speed, dtype: str) -> list:
+    import torch
+
+    click.echo(speed.HEADER)
+    bystanders, results = speed.Bystanders(), []
+    for result in speed.measure_all(getattr(torch, dtype)):
+        results.append(result)
+        click.echo(speed.line(result))
+    click.echo(f"\n{speed.caption(dtype)}")
+    if bystanders.share() > 0.1:
+        click.echo(
+            f"Note: other programs took {bystanders.share():.0%} of this machine meanwhile; time again when idle."
+        )
+    return results
+
+
+def _need_demo_extra() -> None:
+    missing = []
+    for module, package in _DEMO_NEEDS.items():
+        try:
+            __import__(module)
+        except ModuleNotFoundError as error:
+            if error.name != module:  # there, but broken: its own message says more
+                raise
+            missing.append(package)
+    if missing:
+        raise _Stop(f'this needs {" and ".join(missing)}: pip install "torchassay[demo]"')
+
+
+def _need_folder(folder: Path) -> None:
+    """Make the folder and try it before the work, not after."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise _Stop(f"--out must be a folder that can be written to, got '{folder}' ({error.strerror})") from error
+
+
+if __name__ == "__main__":
+    main(prog_name="torchassay")
