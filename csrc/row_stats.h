@@ -59,51 +59,60 @@ TORCHASSAY_HD RowState<F> merge(const RowState<F>& first, const RowState<F>& sec
 // What every signal of a row is made of.
 template <class F>
 struct Finished {
-    F m, u, g, z, r;
+    F m, g, z, r;
     F c;      // the probability of the top class, 1 / (1 + r)
     F log_c;  // minus its logarithm
-    F R, T, Q;
-    F margin;
 };
 
 template <class F>
 TORCHASSAY_HD Finished<F> finish(const RowState<F>& s, F infinity) {
-    const auto lone = s.u == -infinity;
     const F one = F{} + 1;
     Finished<F> f;
-    f.m = s.m, f.u = s.u, f.R = s.R, f.T = s.T, f.Q = s.Q;
-    f.g = select(lone, F{}, s.m - s.u);
+    f.m = s.m;
+    f.g = select(s.u == -infinity, F{}, s.m - s.u);
     f.z = exp_difference(s.m, s.u, s.m - s.u, infinity);
     f.r = f.z * s.R + (s.m - s.m);  // m - m: NaN for a top of +-inf
     f.c = one / (one + f.r);
     f.log_c = log1p_nonnegative(f.r);
-    f.margin = select(lone, one, -expm1_nonpositive(-f.g)) * f.c;
     return f;
 }
 
+// mu = t / (1 + r); the entropy is log_c + mu.
 template <class F>
-TORCHASSAY_HD F entropy_offset(const Finished<F>& f) {  // mu = t / (1 + r); the entropy is log_c + mu
-    return f.z * (f.T + f.g * f.R) * f.c;
+TORCHASSAY_HD F entropy_offset(const Finished<F>& f, const RowState<F>& s) {
+    return f.z * (s.T + f.g * s.R) * f.c;
 }
 
-// The signals of the class with logit x_y: "y is the top" is x_y == m, and at a tie both forms agree.
+template <class F>
+TORCHASSAY_HD F margin_of(const Finished<F>& f, const RowState<F>& s, F infinity) {
+    return select(s.u == -infinity, F{} + 1, -expm1_nonpositive(-f.g)) * f.c;
+}
+
+// The class with logit x_y. "It is the top" is x_y == m: at a tie both forms of every formula agree.
 template <class F>
 struct Labelled {
-    F loss, grad_norm, target_margin;
-    F miss;  // 1 - p_y
+    F loss, miss;        // -log p_y and 1 - p_y
+    F x_y, e_y, not_y;  // its logit, e^(x_y - m), and 1 + r - e_y
 };
 
 template <class F>
 TORCHASSAY_HD Labelled<F> label(const Finished<F>& f, F x_y, F infinity) {
-    const F one = F{} + 1;
-    const auto top = x_y == f.m;
     const F gap = f.m - x_y;
     const F e_y = exp_difference(f.m, x_y, gap, infinity);
-    const F other = one + f.r - e_y;
-    const F like = f.z * square_root(f.R * f.R + f.Q);
-    const F unlike = square_root(other * other + one + (f.z * f.z * f.Q - e_y * e_y));
-    return {gap + f.log_c, select(top, like, unlike) * f.c, select(top, f.margin, expm1_nonpositive(-gap) * f.c),
-            select(top, f.r, other) * f.c};
+    const F not_y = F{} + 1 + f.r - e_y;
+    return {gap + f.log_c, select(x_y == f.m, f.r, not_y) * f.c, x_y, e_y, not_y};
+}
+
+template <class F>
+TORCHASSAY_HD F grad_norm_of(const Finished<F>& f, const RowState<F>& s, const Labelled<F>& l) {
+    const F like = f.z * square_root(s.R * s.R + s.Q);
+    const F unlike = square_root(l.not_y * l.not_y + (F{} + 1) + (f.z * f.z * s.Q - l.e_y * l.e_y));
+    return select(l.x_y == f.m, like, unlike) * f.c;
+}
+
+template <class F>
+TORCHASSAY_HD F target_margin_of(const Finished<F>& f, const Labelled<F>& l, F margin) {
+    return select(l.x_y == f.m, margin, expm1_nonpositive(l.x_y - f.m) * f.c);
 }
 
 }  // namespace torchassay

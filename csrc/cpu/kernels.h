@@ -15,7 +15,7 @@ constexpr int64_t kSegment = 8192;  // long rows are cut here, always, so thread
 // The state of one segment of a row: see row_stats.h.
 struct Segment {
     double m, u, R, T, Q;
-    int64_t start;  // first column of the segment that m is from
+    int64_t k;  // the lowest column of m
 };
 
 struct ScoreJob {
@@ -45,11 +45,22 @@ struct Kernels {
     void (*grad_columns)(const GradJob&, int64_t row, int64_t begin, int64_t end);
 };
 
+// Walks over rows: one division to begin with, none for each row.
 template <class T>
-inline __attribute__((always_inline)) const T* row_at(const Rows& rows, int64_t i) {
-    return static_cast<const T*>(rows.data) + (i / rows.inner) * rows.outer_stride +
-           (i % rows.inner) * rows.inner_stride;
-}
+class RowCursor {
+public:
+    inline __attribute__((always_inline)) RowCursor(const Rows& rows, int64_t i)
+        : rows_(rows), a_(rows.outer == 1 ? 0 : i / rows.inner), b_(i - a_ * rows.inner) {}
+    inline __attribute__((always_inline)) const T* next() {
+        const T* row = static_cast<const T*>(rows_.data) + a_ * rows_.outer_stride + b_ * rows_.inner_stride;
+        if (++b_ == rows_.inner) b_ = 0, ++a_;
+        return row;
+    }
+
+private:
+    const Rows& rows_;
+    int64_t a_, b_;
+};
 
 inline __attribute__((always_inline)) int64_t target_at(const Targets& targets, int64_t i) {
     return targets.wide ? static_cast<const int64_t*>(targets.data)[i] : static_cast<const int32_t*>(targets.data)[i];

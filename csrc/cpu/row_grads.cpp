@@ -62,7 +62,7 @@ TORCHASSAY_INLINE T upstream_at(const Upstream& g, int64_t row) {
 template <class T, class In>
 void grad_columns(const GradJob& job, int64_t row, int64_t begin, int64_t end) {
     const int64_t classes = job.rows.classes, count = job.rows.count();
-    const In* x = row_at<In>(job.rows, row);
+    const In* x = RowCursor<In>(job.rows, row).next();
     In* out = static_cast<In*>(job.out) + row * classes;
     const T* stats = static_cast<const T*>(job.stats) + row;
     const T m = stats[0], u = stats[count], z = stats[2 * count], r = stats[3 * count];

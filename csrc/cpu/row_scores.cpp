@@ -1,9 +1,9 @@
 // Scores of rows of logits on the CPU: one read of memory, two sweeps in cache.
 //
 // Short rows stand in lanes: `lanes` rows are transposed into a block of L1, then every operation serves all of them.
-// Longer rows stand along memory, in segments of 8192 columns: the first sweep finds the two largest values, the second
-// sums e^(x - u) with the top class clamped to e^0 = 1, which is then taken off the sums exactly. Either way `lanes`
-// states are finished at once, by the same code.
+// Longer rows stand along memory, in segments of 8192 columns: the first sweep keeps the largest value of every lane of
+// eight vectors, from which the top follows, and u after one look at the columns of the top's lane; the second sums
+// e^(x - u) over the others. Either way `lanes` states are finished at once, by the same code.
 #include "kernels.h"
 #include "vec.h"
 // after the vector operations it is made of
@@ -19,103 +19,129 @@ template <class T>
 using V = typename Simd<T>::V;
 
 template <class V>
-struct TwoLargest {
-    V m, u;
-    TORCHASSAY_INLINE void add(V x) {  // a NaN is passed over here; it reaches the sums
-        u = max_or_second(min_or_second(x, m), u);
-        m = max_or_second(x, m);
-    }
-};
-
-template <class T>
-TORCHASSAY_INLINE TwoLargest<T> across_lanes(TwoLargest<V<T>> lanes) {
-    constexpr int n = Simd<T>::kLanes;
-    const T m = max_lane(lanes.m);
-    const auto at_top = lanes.m == m;
-    int tops = 0;
-    for (int i = 0; i < n; ++i) tops -= int(at_top[i]);
-    return {m, tops > 1 ? m : max_lane(at_top ? lanes.u : lanes.m)};
-}
-
-template <class T>
-TORCHASSAY_INLINE double total(V<T> x) {
-    if constexpr (sizeof(T) == 8)
-        return sum_lanes(x);
-    else
-        return sum_lanes(widen_low(x) + widen_high(x));
-}
-
-// R, T and Q in lanes; the top class counts as e^0 = 1.
-template <class V, bool kEntropy, bool kNorm>
 struct Sums {
     V R{}, T{}, Q{};
-    TORCHASSAY_INLINE void add(V x, V u) {
-        const V d = clamp_exponent(min_or_second(V{}, x - u));
-        const V e = exp_fast(d);
-        R += e;
-        if (kEntropy) T = fused(e, d, T);
-        if (kNorm) Q = fused(e, e, Q);
-    }
-    TORCHASSAY_INLINE void add(const Sums& other) {
-        R += other.R;
-        if (kEntropy) T += other.T;
-        if (kNorm) Q += other.Q;
-    }
 };
+
+// Adds e^d, d <= 0, to the sums that are wanted.
+template <bool kEntropy, bool kNorm, class V>
+TORCHASSAY_INLINE void add_exp(Sums<V>& sums, V d) {
+    d = clamp_exponent(d);
+    const V e = exp_fast(d);
+    sums.R += e;
+    if (kEntropy) sums.T = fused(e, d, sums.T);
+    if (kNorm) sums.Q = fused(e, e, sums.Q);
+}
 
 // ---- rows along memory
 
-template <class T, class In, bool kEntropy, bool kNorm>
-TORCHASSAY_INLINE RowState<double> segment_state(const In* x, int64_t columns) {
+constexpr int kOwners = 8;  // vectors whose lanes each keep a largest value
+
+template <class T>
+struct Top {
+    T m, u;
+    int64_t k;  // column of m, the lowest; 0 where all are -inf or NaN
+};
+
+// One sweep, one maximum a vector. A NaN is passed over here; it reaches the sums.
+template <class T, class In>
+TORCHASSAY_INLINE Top<T> top_of(const In* x, int64_t columns) {
     constexpr int n = Simd<T>::kLanes;
-    const int64_t whole = columns / n * n;
-    const int tail = int(columns - whole);
-
-    const V<T> lowest = splat<V<T>>(-INFINITY);
-    TwoLargest<V<T>> even{lowest, lowest}, odd{lowest, lowest};
+    constexpr int64_t stride = kOwners * n;
+    V<T> best[kOwners];
+    for (V<T>& b : best) b = splat<V<T>>(-INFINITY);
+    const auto take = [&](int owner, Pair<V<T>> pair) __attribute__((always_inline)) {
+        best[owner] = max_or_second(pair.a, best[owner]);
+        best[owner + 1] = max_or_second(pair.b, best[owner + 1]);
+    };
     int64_t j = 0;
-    for (; j + 2 * n <= whole; j += 2 * n) {
-        even.add(load<T>(x + j));
-        odd.add(load<T>(x + j + n));
+    for (; j + stride <= columns; j += stride)
+        for (int i = 0; i < kOwners; i += 2) take(i, load_pair<T>(x + j + i * n));
+    for (int i = 0; i < kOwners; i += 2) {
+        const int64_t left = columns - j - i * n;
+        if (left >= 2 * n)
+            take(i, load_pair<T>(x + j + i * n));
+        else if (left > 0)
+            take(i, load_pair_tail<T>(x + j + i * n, int(left)));
     }
-    if (j < whole) even.add(load<T>(x + j));
-    if (tail) odd.add(load_tail<T>(x + whole, tail));
-    even.u = max_or_second(min_or_second(even.m, odd.m), max_or_second(even.u, odd.u));
-    even.m = max_or_second(even.m, odd.m);
-    const TwoLargest<T> top = across_lanes<T>(even);
-
-    const bool lone = top.u == -INFINITY;
-    const V<T> u = splat<V<T>>(lone ? T(0) : top.u);
-    RowState<double> state{double(top.m), double(top.u), 0, 0, 0};
-    for (j = 0; j < columns;) {
-        const int64_t stop = j + kFlush < whole ? j + kFlush : whole;
-        Sums<V<T>, kEntropy, kNorm> sums, more;
-        for (; j + 2 * n <= stop; j += 2 * n) {
-            __builtin_prefetch(x + j + kSegment, 0, 2);
-            sums.add(load<T>(x + j), u);
-            more.add(load<T>(x + j + n), u);
+    V<T> all = best[0];
+    for (int i = 1; i < kOwners; ++i) all = max_or_second(best[i], all);
+    const T m = max_lane(all);
+    // The lanes that hold m give it up. Mostly there is one; then u is the largest of the other lanes, or in that lane.
+    V<T> rest = splat<V<T>>(-INFINITY);
+    uint64_t holders[2] = {0, 0};
+    for (int i = 0; i < kOwners; ++i) {
+        const auto at_top = best[i] == m;
+        holders[i / 4] |= uint64_t(lane_mask(at_top)) << (i % 4 * n);
+        rest = max_or_second(at_top ? splat<V<T>>(-INFINITY) : best[i], rest);
+    }
+    T u = max_lane(rest);
+    int64_t k = columns;
+    for (int half = 0; half < 2; ++half)
+        for (uint64_t left = holders[half]; left; left &= left - 1) {
+            const int owner = half * 4 + __builtin_ctzll(left) / n, lane = __builtin_ctzll(left) % n;
+            if (k < columns) u = m;  // a second lane: a tie
+            for (int64_t c = owner / 2 * 2 * n + column_in_pair<T, In>(owner % 2, lane); c < columns; c += stride) {
+                const T value = widen(x[c]);
+                const bool first = value == m && c < k, again = value == m && k < columns;
+                u = again ? m : value > u && value != m ? value : u;
+                k = first ? c : k;
+            }
+            if (m == -INFINITY) break;
         }
-        for (; j < stop; j += n) sums.add(load<T>(x + j), u);
-        if (j == whole && tail) {
-            more.add(load_tail<T>(x + whole, tail), u);
+    return {m, u, k < columns ? k : 0};
+}
+
+template <class T>
+TORCHASSAY_INLINE F64 widened(V<T> x) {
+    if constexpr (sizeof(T) == 8)
+        return x;
+    else
+        return widen_low(x) + widen_high(x);
+}
+
+template <class T, class In, bool kEntropy, bool kNorm>
+TORCHASSAY_INLINE Segment segment_state(const In* x, int64_t columns) {
+    constexpr int n = Simd<T>::kLanes;
+    const Top<T> top = top_of<T, In>(x, columns);
+    // without a rest any point of reference will do: all d are -inf or NaN
+    const V<T> u = splat<V<T>>(top.u == -INFINITY ? T(0) : top.u);
+    const int64_t k_pair = top.k / (2 * n) * (2 * n), whole = columns / (2 * n) * (2 * n);
+    // The top is the only value above u; at a tie it stays, counts as e^0 and comes off exactly at the end.
+    const auto without_top = [&](Pair<V<T>> pair) {
+        const V<T> gone = splat<V<T>>(-INFINITY);
+        return Pair<V<T>>{pair.a > u ? gone : pair.a, pair.b > u ? gone : pair.b};
+    };
+    F64 R{}, T_sum{}, Q{};
+    for (int64_t j = 0; j < columns;) {
+        const int64_t stop = j + kFlush < whole ? j + kFlush : whole;
+        Sums<V<T>> a, b;
+        const auto take = [&](Pair<V<T>> pair) __attribute__((always_inline)) {
+            add_exp<kEntropy, kNorm>(a, pair.a - u);
+            add_exp<kEntropy, kNorm>(b, pair.b - u);
+        };
+        for (; j < stop; j += 2 * n) {
+            Pair<V<T>> pair = load_pair<T>(x + j);
+            if (__builtin_expect(j == k_pair, 0)) pair = without_top(pair);
+            take(pair);
+        }
+        if (j == whole && j < columns) {
+            Pair<V<T>> pair = load_pair_tail<T>(x + j, int(columns - j));
+            if (j == k_pair) pair = without_top(pair);
+            take(pair);
             j = columns;
         }
-        sums.add(more);
-        state.R += total<T>(sums.R);
-        if (kEntropy) state.T -= total<T>(sums.T);
-        if (kNorm) state.Q += total<T>(sums.Q);
+        R += widened<T>(a.R + b.R);
+        if (kEntropy) T_sum += widened<T>(a.T + b.T);
+        if (kNorm) Q += widened<T>(a.Q + b.Q);
     }
-    if (lone) {
-        state.R = state.T = state.Q = state.R - state.R;  // 0, or NaN if one was seen
-    } else {
-        state.R -= 1;
-        if (kNorm) state.Q -= 1;
-    }
-    return state;
+    const double tie = top.u == top.m && top.m > -INFINITY ? 1 : 0;
+    return {double(top.m), double(top.u), sum_lanes(R) - tie, kEntropy ? -sum_lanes(T_sum) : 0,
+            kNorm ? sum_lanes(Q) - tie : 0, top.k};
 }
 
 template <class T, class In>
-TORCHASSAY_INLINE RowState<double> segment_state(const ScoreJob& job, const In* x, int64_t columns) {
+TORCHASSAY_INLINE Segment segment_state(const ScoreJob& job, const In* x, int64_t columns) {
     const bool entropy = job.wants(kEntropy), norm = job.wants(kGradNorm);
     if (entropy && norm) return segment_state<T, In, true, true>(x, columns);
     if (entropy) return segment_state<T, In, true, false>(x, columns);
@@ -126,33 +152,28 @@ TORCHASSAY_INLINE RowState<double> segment_state(const ScoreJob& job, const In* 
 TORCHASSAY_INLINE void join(Segment& all, const Segment& next) {
     const RowState<double> a{all.m, all.u, all.R, all.T, all.Q}, b{next.m, next.u, next.R, next.T, next.Q};
     const RowState<double> both = merge<double>(a, b, INFINITY);
-    all = {both.m, both.u, both.R, both.T, both.Q, next.m > all.m ? next.start : all.start};
+    all = {both.m, both.u, both.R, both.T, both.Q, next.m > all.m ? next.k : all.k};
 }
 
 template <class T, class In>
 TORCHASSAY_INLINE Segment segment_of(const ScoreJob& job, const In* row, int64_t segment) {
     const int64_t start = segment * kSegment, rest = job.rows.classes - start;
-    const RowState<double> s = segment_state<T, In>(job, row + start, rest < kSegment ? rest : kSegment);
-    return {s.m, s.u, s.R, s.T, s.Q, start};
+    Segment s = segment_state<T, In>(job, row + start, rest < kSegment ? rest : kSegment);
+    s.k += start;
+    return s;
 }
 
-// The lowest column at or after `start` that is the top; the first NaN of a row that has one, as torch.argmax.
-template <class T, class In>
-int64_t prediction_of(const In* row, int64_t classes, int64_t start, T m, bool poisoned) {
-    if (poisoned)
-        for (int64_t j = 0; j < classes; ++j)
-            if (widen(row[j]) != widen(row[j])) return j;
-    constexpr int n = Simd<T>::kLanes;
-    int64_t j = start;
-    while (j + n <= classes && !any(load<T>(row + j) == m)) j += n;
-    while (j < classes && !(widen(row[j]) == m)) ++j;
+// As torch.argmax: the first NaN of a row that has one.
+template <class In>
+int64_t first_nan(const In* row, int64_t classes) {
+    int64_t j = 0;
+    while (j < classes && widen(row[j]) == widen(row[j])) ++j;
     return j < classes ? j : 0;
 }
 
 // ---- rows in lanes
 
 using Quad = float __attribute__((vector_size(16)));
-using QuadMask = int32_t __attribute__((vector_size(16)));
 
 // Four numbers of a row as float.
 template <class In>
@@ -174,31 +195,55 @@ TORCHASSAY_INLINE Quad load_quad(const In* p) {
     return v;
 }
 
-#if defined(__clang__)
-#define TORCHASSAY_SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+// Four columns of `lanes` rows, one vector a column: row 4 i + q of the lanes is brought in as quarter i of wide[q].
+template <class In>
+TORCHASSAY_INLINE void transpose_quads(const In* const* rows, int64_t c, float* out) {
+    constexpr int n = Simd<float>::kLanes;
+    F32 wide[4];
+    for (int q = 0; q < 4; ++q) {
+#if defined(__AVX512F__)
+        __m512 v = _mm512_castps128_ps512(__m128(load_quad(rows[q] + c)));
+        v = _mm512_insertf32x4(v, __m128(load_quad(rows[4 + q] + c)), 1);
+        v = _mm512_insertf32x4(v, __m128(load_quad(rows[8 + q] + c)), 2);
+        wide[q] = F32(_mm512_insertf32x4(v, __m128(load_quad(rows[12 + q] + c)), 3));
+#elif defined(__AVX2__)
+        const __m256 v = _mm256_castps128_ps256(__m128(load_quad(rows[q] + c)));
+        wide[q] = F32(_mm256_insertf128_ps(v, __m128(load_quad(rows[4 + q] + c)), 1));
 #else
-#define TORCHASSAY_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, QuadMask{__VA_ARGS__})
+        wide[q] = load_quad(rows[q] + c);
 #endif
+    }
+#if defined(__AVX512F__)
+#define TORCHASSAY_UNPACK(part, width, a, b) F32(_mm512_unpack##part##_##width(a, b))
+    const auto cast = [](F32 x) { return __m512d(x); };
+#elif defined(__AVX2__)
+#define TORCHASSAY_UNPACK(part, width, a, b) F32(_mm256_unpack##part##_##width(a, b))
+    const auto cast = [](F32 x) { return __m256d(x); };
+#endif
+#if defined(__AVX2__)
+    const F32 ab = TORCHASSAY_UNPACK(lo, ps, wide[0], wide[1]), AB = TORCHASSAY_UNPACK(hi, ps, wide[0], wide[1]);
+    const F32 cd = TORCHASSAY_UNPACK(lo, ps, wide[2], wide[3]), CD = TORCHASSAY_UNPACK(hi, ps, wide[2], wide[3]);
+    const F32 columns[4] = {TORCHASSAY_UNPACK(lo, pd, cast(ab), cast(cd)), TORCHASSAY_UNPACK(hi, pd, cast(ab), cast(cd)),
+                            TORCHASSAY_UNPACK(lo, pd, cast(AB), cast(CD)), TORCHASSAY_UNPACK(hi, pd, cast(AB), cast(CD))};
+#else
+    const F32 columns[4] = {F32{wide[0][0], wide[1][0], wide[2][0], wide[3][0]},
+                            F32{wide[0][1], wide[1][1], wide[2][1], wide[3][1]},
+                            F32{wide[0][2], wide[1][2], wide[2][2], wide[3][2]},
+                            F32{wide[0][3], wide[1][3], wide[2][3], wide[3][3]}};
+#endif
+    for (int q = 0; q < 4; ++q) store<float>(out + q * n, columns[q]);
+}
 
-// Copies `lanes` rows into block[column][lane], four by four where the type allows.
+// Copies `lanes` rows into block[column][lane].
 template <class T, class In>
 TORCHASSAY_INLINE void transpose(const In* const* rows, int64_t classes, T* block) {
     constexpr int n = Simd<T>::kLanes;
     if constexpr (sizeof(T) == 4) {
-        for (int64_t j = 0; classes >= 4 && j < classes; j += 4) {
-            const int64_t c = j + 4 <= classes ? j : classes - 4;  // the last four again, where four do not divide
-            for (int i = 0; i < n; i += 4) {
-                const auto a = load_quad(rows[i] + c), b = load_quad(rows[i + 1] + c);
-                const auto d = load_quad(rows[i + 2] + c), e = load_quad(rows[i + 3] + c);
-                const auto ab = TORCHASSAY_SHUFFLE(a, b, 0, 4, 1, 5), AB = TORCHASSAY_SHUFFLE(a, b, 2, 6, 3, 7);
-                const auto de = TORCHASSAY_SHUFFLE(d, e, 0, 4, 1, 5), DE = TORCHASSAY_SHUFFLE(d, e, 2, 6, 3, 7);
-                const Quad columns[4] = {TORCHASSAY_SHUFFLE(ab, de, 0, 1, 4, 5), TORCHASSAY_SHUFFLE(ab, de, 2, 3, 6, 7),
-                                         TORCHASSAY_SHUFFLE(AB, DE, 0, 1, 4, 5),
-                                         TORCHASSAY_SHUFFLE(AB, DE, 2, 3, 6, 7)};
-                for (int q = 0; q < 4; ++q) std::memcpy(block + (c + q) * n + i, &columns[q], 16);
-            }
+        if (classes >= 4) {
+            for (int64_t c = 0; c + 4 <= classes; c += 4) transpose_quads(rows, c, block + c * n);
+            if (classes % 4) transpose_quads(rows, classes - 4, block + (classes - 4) * n);  // some of them again
+            return;
         }
-        if (classes >= 4) return;
     }
     for (int i = 0; i < n; ++i)
         for (int64_t j = 0; j < classes; ++j) block[j * n + i] = widen(rows[i][j]);
@@ -207,19 +252,26 @@ TORCHASSAY_INLINE void transpose(const In* const* rows, int64_t classes, T* bloc
 template <class T, bool kEntropy, bool kNorm>
 TORCHASSAY_INLINE RowState<V<T>> lanes_state(const T* block, int64_t classes) {
     constexpr int n = Simd<T>::kLanes;
-    TwoLargest<V<T>> top{splat<V<T>>(-INFINITY), splat<V<T>>(-INFINITY)};
-    for (int64_t j = 0; j < classes; ++j) top.add(load<T>(block + j * n));
-    const auto lone = top.u == -INFINITY;
-    const V<T> u = lone ? V<T>{} : top.u;
-    Sums<V<T>, kEntropy, kNorm> all;
+    V<T> m = splat<V<T>>(-INFINITY), second = m;
+    for (int64_t j = 0; j < classes; ++j) {
+        const V<T> x = load<T>(block + j * n);
+        second = max_or_second(min_or_second(x, m), second);
+        m = max_or_second(x, m);
+    }
+    const auto lone = second == -INFINITY;
+    const V<T> u = lone ? V<T>{} : second;
+    Sums<V<T>> all;
     for (int64_t j = 0; j < classes;) {
         const int64_t stop = j + 16 < classes ? j + 16 : classes;  // two levels keep the error of long sums down
-        Sums<V<T>, kEntropy, kNorm> group;
-        for (; j < stop; ++j) group.add(load<T>(block + j * n), u);
-        all.add(group);
+        Sums<V<T>> group;
+        for (; j < stop; ++j) add_exp<kEntropy, kNorm>(group, min_or_second(V<T>{}, load<T>(block + j * n) - u));
+        all.R += group.R;
+        all.T += group.T;
+        all.Q += group.Q;
     }
+    // the top class was clamped to e^0: 1 in R and Q, nothing in T, which comes off exactly
     const V<T> none = all.R - all.R;  // 0 or NaN
-    return {top.m, top.u, lone ? none : all.R - 1, lone ? none : -all.T, lone ? none : all.Q - 1};
+    return {m, second, lone ? none : all.R - 1, lone ? none : -all.T, lone ? none : all.Q - 1};
 }
 
 template <class T>
@@ -229,6 +281,15 @@ TORCHASSAY_INLINE RowState<V<T>> lanes_state(const ScoreJob& job, const T* block
     if (entropy) return lanes_state<T, true, false>(block, job.rows.classes);
     if (norm) return lanes_state<T, false, true>(block, job.rows.classes);
     return lanes_state<T, false, false>(block, job.rows.classes);
+}
+
+// The lowest column of the top in a block.
+template <class T>
+TORCHASSAY_INLINE int64_t column_of(const T* block, int64_t classes, int lane, T m) {
+    constexpr int n = Simd<T>::kLanes;
+    int64_t j = 0;
+    while (j < classes && block[j * n + lane] != m) ++j;
+    return j < classes ? j : 0;
 }
 
 // ---- finishing `lanes` rows at once
@@ -246,52 +307,53 @@ TORCHASSAY_INLINE void write(void* out, int64_t i, int count, V<T> v) {
 template <class T, class In>
 TORCHASSAY_INLINE void look_up(ScoreJob& job, const In* const* rows, int64_t i, int count, V<T>* x_y,
                                typename Simd<T>::I* counted) {
+    T value[Simd<T>::kLanes] = {};
+    typename Simd<T>::Int flag[Simd<T>::kLanes] = {};
     for (int lane = 0; lane < count; ++lane) {
         const int64_t y = target_at(job.targets, i + lane);
         const bool ignored = y == job.targets.ignore_index, inside = y >= 0 && y < job.rows.classes;
-        (*counted)[lane] = ignored ? 0 : -1;
-        (*x_y)[lane] = inside ? widen(rows[lane][y]) : T(NAN);
-        if (!inside && !ignored) {
+        flag[lane] = ignored ? 0 : -1;
+        value[lane] = inside ? widen(rows[lane][y]) : T(NAN);
+        if (__builtin_expect(!inside && !ignored, 0)) {
             int64_t first = job.bad_row.load();
             while (i + lane < first && !job.bad_row.compare_exchange_weak(first, i + lane)) {
             }
         }
     }
+    std::memcpy(x_y, value, sizeof(value));
+    std::memcpy(counted, flag, sizeof(flag));
 }
 
 template <class T, class In>
 TORCHASSAY_INLINE void finish_rows(ScoreJob& job, const In* const* rows, int64_t i, int count,
-                                   const RowState<V<T>>& state, const int64_t* start) {
-    const V<T> infinity = splat<V<T>>(INFINITY);
+                                   const RowState<V<T>>& state) {
+    const V<T> infinity = splat<V<T>>(INFINITY), zero{};
     const Finished<V<T>> f = finish(state, infinity);
-    V<T> mu{};
+    V<T> mu{}, miss{}, margin{};
     if (job.wants(kEntropy)) {
-        mu = entropy_offset(f);
+        mu = entropy_offset(f, state);
         write<T>(job.out[kEntropy], i, count, f.log_c + mu);
     }
     if (job.wants(kLse)) write<T>(job.out[kLse], i, count, f.m + f.log_c);
     if (job.wants(kConfidence)) write<T>(job.out[kConfidence], i, count, f.c);
     if (job.wants(kLeastConfidence)) write<T>(job.out[kLeastConfidence], i, count, f.r * f.c);
-    if (job.wants(kMargin)) write<T>(job.out[kMargin], i, count, f.margin);
-    V<T> miss{};
+    if (job.wants(kMargin) || job.wants(kTargetMargin)) margin = margin_of(f, state, infinity);
+    if (job.wants(kMargin)) write<T>(job.out[kMargin], i, count, margin);
     if (job.targets.data) {
-        V<T> x_y{};
-        typename Simd<T>::I counted{};
+        V<T> x_y;
+        typename Simd<T>::I counted;
         look_up<T, In>(job, rows, i, count, &x_y, &counted);
         const Labelled<V<T>> l = label(f, x_y, infinity);
-        miss = counted ? l.miss : V<T>{};
-        if (job.wants(kLoss)) write<T>(job.out[kLoss], i, count, counted ? l.loss : V<T>{});
-        if (job.wants(kGradNorm)) write<T>(job.out[kGradNorm], i, count, counted ? l.grad_norm : V<T>{});
-        if (job.wants(kTargetMargin)) write<T>(job.out[kTargetMargin], i, count, counted ? l.target_margin : V<T>{});
+        miss = counted ? l.miss : zero;
+        if (job.wants(kLoss)) write<T>(job.out[kLoss], i, count, counted ? l.loss : zero);
+        if (job.wants(kGradNorm)) write<T>(job.out[kGradNorm], i, count, counted ? grad_norm_of(f, state, l) : zero);
+        if (job.wants(kTargetMargin))
+            write<T>(job.out[kTargetMargin], i, count, counted ? target_margin_of(f, l, margin) : zero);
     }
     if (job.wants(kStats)) {
-        const V<T> stats[6] = {f.m, f.u, f.z, f.r, miss, mu};
+        const V<T> stats[6] = {f.m, state.u, f.z, f.r, miss, mu};
         for (int q = 0; q < 6; ++q) write<T>(job.out[kStats], q * job.rows.count() + i, count, stats[q]);
     }
-    if (job.wants(kPrediction))
-        for (int lane = 0; lane < count; ++lane)
-            static_cast<int64_t*>(job.out[kPrediction])[i + lane] = prediction_of<T, In>(
-                rows[lane], job.rows.classes, start ? start[lane] : 0, f.m[lane], state.R[lane] != state.R[lane]);
 }
 
 // ---- entry points
@@ -300,42 +362,54 @@ template <class T, class In>
 void score_states(ScoreJob& job, int64_t begin, int64_t end, const Segment* states) {
     constexpr int n = Simd<T>::kLanes;
     const int64_t segments = job.segments();
+    auto* prediction = static_cast<int64_t*>(job.out[kPrediction]);
+    RowCursor<In> cursor(job.rows, begin);
     for (int64_t i = begin; i < end; i += n) {
         const int count = int(end - i < n ? end - i : n);
         const In* rows[n];
-        int64_t start[n] = {};
-        RowState<V<T>> state{};
+        T lanes[5][n] = {};
         for (int lane = 0; lane < count; ++lane) {
-            rows[lane] = row_at<In>(job.rows, i + lane);
+            rows[lane] = cursor.next();
             const Segment* given = states ? states + (i + lane) * segments : nullptr;
             Segment all = given ? given[0] : segment_of<T, In>(job, rows[lane], 0);
             for (int64_t s = 1; s < segments; ++s) join(all, given ? given[s] : segment_of<T, In>(job, rows[lane], s));
-            start[lane] = all.start;
-            state.m[lane] = T(all.m), state.u[lane] = T(all.u);
-            state.R[lane] = T(all.R), state.T[lane] = T(all.T), state.Q[lane] = T(all.Q);
+            lanes[0][lane] = T(all.m), lanes[1][lane] = T(all.u);
+            lanes[2][lane] = T(all.R), lanes[3][lane] = T(all.T), lanes[4][lane] = T(all.Q);
+            if (prediction) prediction[i + lane] = all.R == all.R ? all.k : first_nan(rows[lane], job.rows.classes);
         }
-        finish_rows<T, In>(job, rows, i, count, state, start);
+        const RowState<V<T>> state{load<T>(lanes[0]), load<T>(lanes[1]), load<T>(lanes[2]), load<T>(lanes[3]),
+                                   load<T>(lanes[4])};
+        finish_rows<T, In>(job, rows, i, count, state);
     }
 }
 
 template <class T, class In>
 void score_rows(ScoreJob& job, int64_t begin, int64_t end) {
-    if (job.rows.classes > kInLanes) return score_states<T, In>(job, begin, end, nullptr);
+    const int64_t classes = job.rows.classes;
+    if (classes > kInLanes) return score_states<T, In>(job, begin, end, nullptr);
     constexpr int n = Simd<T>::kLanes;
     alignas(64) T block[kInLanes * n];
+    auto* prediction = static_cast<int64_t*>(job.out[kPrediction]);
+    RowCursor<In> cursor(job.rows, begin);
     for (int64_t i = begin; i < end; i += n) {
         const int count = int(end - i < n ? end - i : n);
         const In* rows[n];
         for (int lane = 0; lane < n; ++lane)
-            rows[lane] = lane < count ? row_at<In>(job.rows, i + lane) : rows[0];  // spare lanes repeat the first row
-        transpose<T, In>(rows, job.rows.classes, block);
-        finish_rows<T, In>(job, rows, i, count, lanes_state<T>(job, block), nullptr);
+            rows[lane] = lane < count ? cursor.next() : rows[0];  // spare lanes repeat the first row
+        transpose<T, In>(rows, classes, block);
+        const RowState<V<T>> state = lanes_state<T>(job, block);
+        finish_rows<T, In>(job, rows, i, count, state);
+        if (prediction)
+            for (int lane = 0; lane < count; ++lane)
+                prediction[i + lane] = state.R[lane] == state.R[lane]
+                                           ? column_of<T>(block, classes, lane, state.m[lane])
+                                           : first_nan(rows[lane], classes);
     }
 }
 
 template <class T, class In>
 void score_segment(const ScoreJob& job, int64_t row, int64_t segment, Segment* out) {
-    *out = segment_of<T, In>(job, row_at<In>(job.rows, row), segment);
+    *out = segment_of<T, In>(job, RowCursor<In>(job.rows, row).next(), segment);
 }
 
 #define TORCHASSAY_BY_DTYPE(function, ...)                      \

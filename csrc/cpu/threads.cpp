@@ -28,25 +28,25 @@ public:
         while (started_ < threads - 1) start();
         body_ = &body, units_ = units, chunk_ = chunk;
         next_.store(0);
-        helpers_.store(threads - 1);
+        places_.store(threads - 1);
+        inside_.store(kOpen);
         {
             std::lock_guard<std::mutex> lock(sleep_);
-            running_.store(started_);
             job_.fetch_add(1);
         }
-        wake_.notify_all();
+        if (sleeping_.load()) wake_.notify_all();
         work();
-        for (int i = 0; running_.load(std::memory_order_acquire); ++i) {
-            if (i < kSpins) {
-                TORCHASSAY_PAUSE();
-            } else {
-                std::this_thread::yield();
-            }
-        }
+        // all chunks are taken: wait for those who work on one, not for those who have yet to wake
+        inside_.fetch_and(~kOpen);
+        for (int i = 0; inside_.load(std::memory_order_acquire); ++i) i < kSpins ? pause() : std::this_thread::yield();
         return true;
     }
 
 private:
+    static constexpr int kOpen = 1 << 30;  // in inside_: the job may be entered
+
+    static void pause() { TORCHASSAY_PAUSE(); }
+
     void start() {
         const int64_t seen = job_.load();
         std::thread([this, seen] { serve(seen); }).detach();
@@ -55,14 +55,20 @@ private:
 
     void serve(int64_t seen) {
         for (;;) {
-            for (int i = 0; i < kSpins && job_.load(std::memory_order_acquire) == seen; ++i) TORCHASSAY_PAUSE();
+            for (int i = 0; i < kSpins && job_.load(std::memory_order_acquire) == seen; ++i) pause();
             if (job_.load() == seen) {
                 std::unique_lock<std::mutex> lock(sleep_);
+                ++sleeping_;
                 wake_.wait(lock, [&] { return job_.load() != seen; });
+                --sleeping_;
             }
-            ++seen;
-            if (helpers_.fetch_sub(1) > 0) work();  // fewer are wanted than once were started
-            running_.fetch_sub(1, std::memory_order_release);
+            seen = job_.load();
+            for (int inside = inside_.load(); inside & kOpen;)
+                if (inside_.compare_exchange_weak(inside, inside + 1)) {
+                    if (places_.fetch_sub(1) > 0) work();  // fewer may be wanted than were once started
+                    inside_.fetch_sub(1, std::memory_order_release);
+                    break;
+                }
         }
     }
 
@@ -77,7 +83,7 @@ private:
     std::mutex busy_, sleep_;
     std::condition_variable wake_;
     std::atomic<int64_t> job_{0}, next_{0};
-    std::atomic<int> helpers_{0}, running_{0};
+    std::atomic<int> inside_{0}, places_{0}, sleeping_{0};
     int started_ = 0;
     const std::function<void(int64_t, int64_t)>* body_ = nullptr;
     int64_t units_ = 0, chunk_ = 1;

@@ -211,16 +211,19 @@ TORCHASSAY_INLINE double sum_lanes(F64 x) {
 }
 #endif
 
+// One bit a lane, set where the condition holds.
 template <class I>
-TORCHASSAY_INLINE bool any(I condition) {
+TORCHASSAY_INLINE unsigned lane_mask(I condition) {
+    constexpr bool wide = sizeof(condition[0]) == 8;
 #if defined(__AVX512F__)
-    return _mm512_movepi64_mask(__m512i(condition)) | _mm512_movepi32_mask(__m512i(condition));
+    return wide ? _mm512_movepi64_mask(__m512i(condition)) : _mm512_movepi32_mask(__m512i(condition));
 #elif defined(__AVX2__)
-    return !_mm256_testz_si256(__m256i(condition), __m256i(condition));
+    return wide ? _mm256_movemask_pd(__m256d(condition)) : _mm256_movemask_ps(__m256(condition));
 #else
-    int64_t halves[2];
-    std::memcpy(halves, &condition, 16);
-    return halves[0] | halves[1];
+    unsigned mask = 0;
+    for (unsigned i = 0; i < sizeof(I) / sizeof(condition[0]); ++i) mask |= unsigned(condition[i] != 0) << i;
+    (void)wide;
+    return mask;
 #endif
 }
 
@@ -266,19 +269,63 @@ TORCHASSAY_INLINE In minus_infinity() {
 template <class T, class In>
 TORCHASSAY_INLINE typename Simd<T>::V load_tail(const In* p, int n) {
 #if defined(__AVX512F__)
-    if constexpr (std::is_same_v<In, float>) {
+    if constexpr (std::is_same_v<In, float>)
         return F32(_mm512_mask_loadu_ps(_mm512_set1_ps(-INFINITY), __mmask16((1u << n) - 1), p));
-    } else if constexpr (std::is_same_v<In, Bfloat16> || std::is_same_v<In, Float16>) {
-        const __m256i filled = _mm256_set1_epi16(short(minus_infinity<In>().bits));
-        const __m256i raw = _mm256_mask_loadu_epi16(filled, __mmask16((1u << n) - 1), p);
-        if constexpr (std::is_same_v<In, Float16>) return F32(_mm512_cvtph_ps(raw));
-        return F32(_mm512_slli_epi32(_mm512_cvtepu16_epi32(raw), 16));
-    }
 #endif
     In padded[Simd<T>::kLanes];
     for (In& x : padded) x = minus_infinity<In>();
     std::memcpy(padded, p, n * sizeof(In));
     return load<T>(padded);
+}
+
+// Two vectors of neighbouring columns, in whatever order is cheapest; a column's place depends on the column alone.
+template <class V>
+struct Pair {
+    V a, b;
+};
+
+template <class In>
+constexpr bool kInterleaved = std::is_same_v<In, Bfloat16>;  // even columns in a, odd ones in b
+
+TORCHASSAY_INLINE Pair<F32> split(I32 raw) {  // bfloat16 is the upper half of float32
+    return {F32(raw << 16), F32(raw & int32_t(0xffff0000))};
+}
+
+template <class T, class In>
+TORCHASSAY_INLINE Pair<typename Simd<T>::V> load_pair(const In* p) {
+    if constexpr (kInterleaved<In>) {
+        I32 raw;
+        std::memcpy(&raw, p, sizeof(raw));
+        return split(raw);
+    } else {
+        return {load<T>(p), load<T>(p + Simd<T>::kLanes)};
+    }
+}
+
+// The first n < 2 kLanes numbers at p, -inf after them.
+template <class T, class In>
+TORCHASSAY_INLINE Pair<typename Simd<T>::V> load_pair_tail(const In* p, int n) {
+#if defined(__AVX512F__)
+    if constexpr (std::is_same_v<In, float>) {
+        const __m512 filled = _mm512_set1_ps(-INFINITY);
+        const uint32_t mask = (uint32_t(1) << n) - 1;
+        return {F32(_mm512_mask_loadu_ps(filled, __mmask16(mask), p)),
+                F32(_mm512_mask_loadu_ps(filled, __mmask16(mask >> 16), p + 16))};
+    } else if constexpr (kInterleaved<In>) {
+        const __m512i filled = _mm512_set1_epi16(short(minus_infinity<In>().bits));
+        return split(I32(_mm512_mask_loadu_epi16(filled, (uint32_t(1) << n) - 1, p)));
+    }
+#endif
+    In padded[2 * Simd<T>::kLanes];
+    for (In& x : padded) x = minus_infinity<In>();
+    std::memcpy(padded, p, n * sizeof(In));
+    return load_pair<T>(padded);
+}
+
+// Column of lane `lane` of the half-th vector of a pair, counted from the pair's first column; and back.
+template <class T, class In>
+TORCHASSAY_INLINE int column_in_pair(int half, int lane) {
+    return kInterleaved<In> ? 2 * lane + half : half * Simd<T>::kLanes + lane;
 }
 
 template <class T, class Out>
