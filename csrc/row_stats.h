@@ -73,7 +73,7 @@ TORCHASSAY_HD Finished<F> finish(const RowState<F>& s, F infinity) {
     f.z = exp_difference(s.m, s.u, s.m - s.u, infinity);
     f.r = f.z * s.R + (s.m - s.m);  // m - m: NaN for a top of +-inf
     f.c = one / (one + f.r);
-    f.log_c = log1p_nonnegative(f.r);
+    f.log_c = log1p_nonnegative(f.r, f.c);
     return f;
 }
 
@@ -91,7 +91,7 @@ TORCHASSAY_HD F margin_of(const Finished<F>& f, const RowState<F>& s, F infinity
 // The class with logit x_y. "It is the top" is x_y == m: at a tie both forms of every formula agree.
 template <class F>
 struct Labelled {
-    F loss, miss;        // -log p_y and 1 - p_y
+    F loss, miss;       // -log p_y and 1 - p_y
     F x_y, e_y, not_y;  // its logit, e^(x_y - m), and 1 + r - e_y
 };
 
@@ -105,9 +105,11 @@ TORCHASSAY_HD Labelled<F> label(const Finished<F>& f, F x_y, F infinity) {
 
 template <class F>
 TORCHASSAY_HD F grad_norm_of(const Finished<F>& f, const RowState<F>& s, const Labelled<F>& l) {
-    const F like = f.z * square_root(s.R * s.R + s.Q);
-    const F unlike = square_root(l.not_y * l.not_y + (F{} + 1) + (f.z * f.z * s.Q - l.e_y * l.e_y));
-    return select(l.x_y == f.m, like, unlike) * f.c;
+    const auto top = l.x_y == f.m;
+    const F one = F{} + 1;
+    const F like = s.R * s.R + s.Q;  // times z^2, which would underflow
+    const F unlike = l.not_y * l.not_y + one + (f.z * f.z * s.Q - l.e_y * l.e_y);
+    return select(top, f.z, one) * square_root(select(top, like, unlike)) * f.c;
 }
 
 template <class F>

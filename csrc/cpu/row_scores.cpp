@@ -13,7 +13,7 @@ namespace torchassay {
 namespace {
 
 constexpr int64_t kInLanes = 256;                     // rows of at most this many classes stand in lanes: 16 KB of L1
-constexpr int64_t kFlush = 64 * Simd<float>::kLanes;  // columns summed in T, 32 in a lane, before they join a double
+constexpr int64_t kFlush = 32 * Simd<float>::kLanes;  // columns summed in T, 32 in a lane, before they join a double
 
 template <class T>
 using V = typename Simd<T>::V;
@@ -23,14 +23,17 @@ struct Sums {
     V R{}, T{}, Q{};
 };
 
-// Adds e^d, d <= 0, to the sums that are wanted.
-template <bool kEntropy, bool kNorm, class V>
-TORCHASSAY_INLINE void add_exp(Sums<V>& sums, V d) {
-    d = clamp_exponent(d);
-    const V e = exp_fast(d);
-    sums.R += e;
-    if (kEntropy) sums.T = fused(e, d, sums.T);
-    if (kNorm) sums.Q = fused(e, e, sums.Q);
+// Adds e^d of K vectors d <= 0 to the sums that are wanted.
+template <bool kEntropy, bool kNorm, int K, class V>
+TORCHASSAY_INLINE void add_exp(Sums<V>& sums, V (&d)[K]) {
+    V e[K];
+    for (int i = 0; i < K; ++i) d[i] = clamp_fast(d[i]);
+    exp_fast(d, e);
+    for (int i = 0; i < K; ++i) {
+        sums.R += e[i];
+        if (kEntropy) sums.T = fused(e[i], d[i], sums.T);
+        if (kNorm) sums.Q = fused(e[i], e[i], sums.Q);
+    }
 }
 
 // ---- rows along memory
@@ -43,9 +46,19 @@ struct Top {
     int64_t k;  // column of m, the lowest; 0 where all are -inf or NaN
 };
 
+// Part of a row: a segment, or all of it.
+template <class In>
+struct Span {
+    const In* x;
+    int64_t columns;
+    int64_t start;  // column of x[0] in the row
+};
+
 // One sweep, one maximum a vector. A NaN is passed over here; it reaches the sums.
 template <class T, class In>
-TORCHASSAY_INLINE Top<T> top_of(const In* x, int64_t columns) {
+TORCHASSAY_INLINE Top<T> top_of(const Span<In>& span) {
+    const In* const x = span.x;
+    const int64_t columns = span.columns;
     constexpr int n = Simd<T>::kLanes;
     constexpr int64_t stride = kOwners * n;
     V<T> best[kOwners];
@@ -101,12 +114,13 @@ TORCHASSAY_INLINE F64 widened(V<T> x) {
 }
 
 template <class T, class In, bool kEntropy, bool kNorm>
-TORCHASSAY_INLINE Segment segment_state(const In* x, int64_t columns) {
+TORCHASSAY_INLINE Segment sums_of(const Span<In>& span, const Top<T>& top) {
     constexpr int n = Simd<T>::kLanes;
-    const Top<T> top = top_of<T, In>(x, columns);
+    const In* const x = span.x;
+    const int64_t columns = span.columns;
     // without a rest any point of reference will do: all d are -inf or NaN
     const V<T> u = splat<V<T>>(top.u == -INFINITY ? T(0) : top.u);
-    const int64_t k_pair = top.k / (2 * n) * (2 * n), whole = columns / (2 * n) * (2 * n);
+    const int64_t whole = columns / (2 * n) * (2 * n);
     // The top is the only value above u; at a tie it stays, counts as e^0 and comes off exactly at the end.
     const auto without_top = [&](Pair<V<T>> pair) {
         const V<T> gone = splat<V<T>>(-INFINITY);
@@ -115,52 +129,55 @@ TORCHASSAY_INLINE Segment segment_state(const In* x, int64_t columns) {
     F64 R{}, T_sum{}, Q{};
     for (int64_t j = 0; j < columns;) {
         const int64_t stop = j + kFlush < whole ? j + kFlush : whole;
-        Sums<V<T>> a, b;
-        const auto take = [&](Pair<V<T>> pair) __attribute__((always_inline)) {
-            add_exp<kEntropy, kNorm>(a, pair.a - u);
-            add_exp<kEntropy, kNorm>(b, pair.b - u);
-        };
-        for (; j < stop; j += 2 * n) {
-            Pair<V<T>> pair = load_pair<T>(x + j);
-            if (__builtin_expect(j == k_pair, 0)) pair = without_top(pair);
-            take(pair);
+        Sums<V<T>> sums;
+        for (; j + 4 * n <= stop; j += 4 * n) {
+            // what comes two rows or segments further in memory arrives while this one is computed
+            for (int64_t line = 0; line < int64_t(4 * n * sizeof(In)); line += 64)
+                __builtin_prefetch(reinterpret_cast<const char*>(x + j + 2 * columns) + line);
+            Pair<V<T>> first = load_pair<T>(x + j), second = load_pair<T>(x + j + 2 * n);
+            if (__builtin_expect(uint64_t(top.k - j) < 4 * n, 0))
+                first = without_top(first), second = without_top(second);
+            V<T> d[4] = {first.a - u, first.b - u, second.a - u, second.b - u};
+            add_exp<kEntropy, kNorm>(sums, d);
         }
-        if (j == whole && j < columns) {
-            Pair<V<T>> pair = load_pair_tail<T>(x + j, int(columns - j));
-            if (j == k_pair) pair = without_top(pair);
-            take(pair);
-            j = columns;
+        for (; j < stop || (j == whole && j < columns); j += 2 * n) {
+            const Pair<V<T>> pair =
+                without_top(j < whole ? load_pair<T>(x + j) : load_pair_tail<T>(x + j, int(columns - j)));
+            V<T> d[2] = {pair.a - u, pair.b - u};
+            add_exp<kEntropy, kNorm>(sums, d);
         }
-        R += widened<T>(a.R + b.R);
-        if (kEntropy) T_sum += widened<T>(a.T + b.T);
-        if (kNorm) Q += widened<T>(a.Q + b.Q);
+        R += widened<T>(sums.R);
+        if (kEntropy) T_sum += widened<T>(sums.T);
+        if (kNorm) Q += widened<T>(sums.Q);
     }
     const double tie = top.u == top.m && top.m > -INFINITY ? 1 : 0;
-    return {double(top.m), double(top.u), sum_lanes(R) - tie, kEntropy ? -sum_lanes(T_sum) : 0,
-            kNorm ? sum_lanes(Q) - tie : 0, top.k};
+    return {double(top.m),
+            double(top.u),
+            sum_lanes(R) - tie,
+            kEntropy ? -sum_lanes(T_sum) : 0,
+            kNorm ? sum_lanes(Q) - tie : 0,
+            span.start + top.k};
 }
 
 template <class T, class In>
-TORCHASSAY_INLINE Segment segment_state(const ScoreJob& job, const In* x, int64_t columns) {
+TORCHASSAY_INLINE Segment sums_of(const ScoreJob& job, const Span<In>& span, const Top<T>& top) {
     const bool entropy = job.wants(kEntropy), norm = job.wants(kGradNorm);
-    if (entropy && norm) return segment_state<T, In, true, true>(x, columns);
-    if (entropy) return segment_state<T, In, true, false>(x, columns);
-    if (norm) return segment_state<T, In, false, true>(x, columns);
-    return segment_state<T, In, false, false>(x, columns);
+    if (entropy && norm) return sums_of<T, In, true, true>(span, top);
+    if (entropy) return sums_of<T, In, true, false>(span, top);
+    if (norm) return sums_of<T, In, false, true>(span, top);
+    return sums_of<T, In, false, false>(span, top);
+}
+
+template <class T, class In>
+TORCHASSAY_INLINE Span<In> span_of(const ScoreJob& job, const In* row, int64_t segment) {
+    const int64_t start = segment * kSegment, rest = job.rows.classes - start;
+    return {row + start, rest < kSegment ? rest : kSegment, start};
 }
 
 TORCHASSAY_INLINE void join(Segment& all, const Segment& next) {
     const RowState<double> a{all.m, all.u, all.R, all.T, all.Q}, b{next.m, next.u, next.R, next.T, next.Q};
     const RowState<double> both = merge<double>(a, b, INFINITY);
     all = {both.m, both.u, both.R, both.T, both.Q, next.m > all.m ? next.k : all.k};
-}
-
-template <class T, class In>
-TORCHASSAY_INLINE Segment segment_of(const ScoreJob& job, const In* row, int64_t segment) {
-    const int64_t start = segment * kSegment, rest = job.rows.classes - start;
-    Segment s = segment_state<T, In>(job, row + start, rest < kSegment ? rest : kSegment);
-    s.k += start;
-    return s;
 }
 
 // As torch.argmax: the first NaN of a row that has one.
@@ -223,21 +240,22 @@ TORCHASSAY_INLINE void transpose_quads(const In* const* rows, int64_t c, float* 
 #if defined(__AVX2__)
     const F32 ab = TORCHASSAY_UNPACK(lo, ps, wide[0], wide[1]), AB = TORCHASSAY_UNPACK(hi, ps, wide[0], wide[1]);
     const F32 cd = TORCHASSAY_UNPACK(lo, ps, wide[2], wide[3]), CD = TORCHASSAY_UNPACK(hi, ps, wide[2], wide[3]);
-    const F32 columns[4] = {TORCHASSAY_UNPACK(lo, pd, cast(ab), cast(cd)), TORCHASSAY_UNPACK(hi, pd, cast(ab), cast(cd)),
-                            TORCHASSAY_UNPACK(lo, pd, cast(AB), cast(CD)), TORCHASSAY_UNPACK(hi, pd, cast(AB), cast(CD))};
+    const F32 columns[4] = {
+        TORCHASSAY_UNPACK(lo, pd, cast(ab), cast(cd)), TORCHASSAY_UNPACK(hi, pd, cast(ab), cast(cd)),
+        TORCHASSAY_UNPACK(lo, pd, cast(AB), cast(CD)), TORCHASSAY_UNPACK(hi, pd, cast(AB), cast(CD))};
 #else
-    const F32 columns[4] = {F32{wide[0][0], wide[1][0], wide[2][0], wide[3][0]},
-                            F32{wide[0][1], wide[1][1], wide[2][1], wide[3][1]},
-                            F32{wide[0][2], wide[1][2], wide[2][2], wide[3][2]},
-                            F32{wide[0][3], wide[1][3], wide[2][3], wide[3][3]}};
+    const F32 columns[4] = {
+        F32{wide[0][0], wide[1][0], wide[2][0], wide[3][0]}, F32{wide[0][1], wide[1][1], wide[2][1], wide[3][1]},
+        F32{wide[0][2], wide[1][2], wide[2][2], wide[3][2]}, F32{wide[0][3], wide[1][3], wide[2][3], wide[3][3]}};
 #endif
     for (int q = 0; q < 4; ++q) store<float>(out + q * n, columns[q]);
 }
 
-// Copies `lanes` rows into block[column][lane].
+// Copies `lanes` rows into block[column][lane], and columns of -inf up to a multiple of four.
 template <class T, class In>
 TORCHASSAY_INLINE void transpose(const In* const* rows, int64_t classes, T* block) {
     constexpr int n = Simd<T>::kLanes;
+    for (int64_t j = classes; j % 4; ++j) store<T>(block + j * n, splat<V<T>>(-INFINITY));
     if constexpr (sizeof(T) == 4) {
         if (classes >= 4) {
             for (int64_t c = 0; c + 4 <= classes; c += 4) transpose_quads(rows, c, block + c * n);
@@ -264,7 +282,11 @@ TORCHASSAY_INLINE RowState<V<T>> lanes_state(const T* block, int64_t classes) {
     for (int64_t j = 0; j < classes;) {
         const int64_t stop = j + 16 < classes ? j + 16 : classes;  // two levels keep the error of long sums down
         Sums<V<T>> group;
-        for (; j < stop; ++j) add_exp<kEntropy, kNorm>(group, min_or_second(V<T>{}, load<T>(block + j * n) - u));
+        for (; j < stop; j += 4) {
+            V<T> d[4];
+            for (int i = 0; i < 4; ++i) d[i] = min_or_second(V<T>{}, load<T>(block + (j + i) * n) - u);
+            add_exp<kEntropy, kNorm>(group, d);
+        }
         all.R += group.R;
         all.T += group.T;
         all.Q += group.Q;
@@ -367,12 +389,35 @@ void score_states(ScoreJob& job, int64_t begin, int64_t end, const Segment* stat
     for (int64_t i = begin; i < end; i += n) {
         const int count = int(end - i < n ? end - i : n);
         const In* rows[n];
+        for (int lane = 0; lane < count; ++lane) rows[lane] = cursor.next();
+        Segment found[n];
+        if (states) {
+            for (int lane = 0; lane < count; ++lane) {
+                const Segment* row = states + (i + lane) * segments;
+                found[lane] = row[0];
+                for (int64_t s = 1; s < segments; ++s) join(found[lane], row[s]);
+            }
+        } else {
+            // the top of the next span is found before this one is summed, so that neither waits for the other
+            Span<In> span = span_of<T, In>(job, rows[0], 0);
+            Top<T> top = top_of<T, In>(span);
+            for (int lane = 0; lane < count; ++lane) {
+                for (int64_t s = 0; s < segments; ++s) {
+                    const Span<In> here = span;
+                    const Top<T> its = top;
+                    if (s + 1 < segments || lane + 1 < count) {
+                        span = s + 1 < segments ? span_of<T, In>(job, rows[lane], s + 1)
+                                                : span_of<T, In>(job, rows[lane + 1], 0);
+                        top = top_of<T, In>(span);
+                    }
+                    const Segment state = sums_of<T, In>(job, here, its);
+                    s ? join(found[lane], state) : void(found[lane] = state);
+                }
+            }
+        }
         T lanes[5][n] = {};
         for (int lane = 0; lane < count; ++lane) {
-            rows[lane] = cursor.next();
-            const Segment* given = states ? states + (i + lane) * segments : nullptr;
-            Segment all = given ? given[0] : segment_of<T, In>(job, rows[lane], 0);
-            for (int64_t s = 1; s < segments; ++s) join(all, given ? given[s] : segment_of<T, In>(job, rows[lane], s));
+            const Segment& all = found[lane];
             lanes[0][lane] = T(all.m), lanes[1][lane] = T(all.u);
             lanes[2][lane] = T(all.R), lanes[3][lane] = T(all.T), lanes[4][lane] = T(all.Q);
             if (prediction) prediction[i + lane] = all.R == all.R ? all.k : first_nan(rows[lane], job.rows.classes);
@@ -388,7 +433,7 @@ void score_rows(ScoreJob& job, int64_t begin, int64_t end) {
     const int64_t classes = job.rows.classes;
     if (classes > kInLanes) return score_states<T, In>(job, begin, end, nullptr);
     constexpr int n = Simd<T>::kLanes;
-    alignas(64) T block[kInLanes * n];
+    alignas(64) T block[kInLanes * n];  // kInLanes is a multiple of four
     auto* prediction = static_cast<int64_t*>(job.out[kPrediction]);
     RowCursor<In> cursor(job.rows, begin);
     for (int64_t i = begin; i < end; i += n) {
@@ -409,7 +454,8 @@ void score_rows(ScoreJob& job, int64_t begin, int64_t end) {
 
 template <class T, class In>
 void score_segment(const ScoreJob& job, int64_t row, int64_t segment, Segment* out) {
-    *out = segment_of<T, In>(job, RowCursor<In>(job.rows, row).next(), segment);
+    const Span<In> span = span_of<T, In>(job, RowCursor<In>(job.rows, row).next(), segment);
+    *out = sums_of<T, In>(job, span, top_of<T, In>(span));
 }
 
 #define TORCHASSAY_BY_DTYPE(function, ...)                      \
