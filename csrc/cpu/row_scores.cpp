@@ -1,9 +1,9 @@
 // Scores of rows of logits on the CPU: one read of memory, two sweeps in cache.
 //
 // Short rows stand in lanes: `lanes` rows are transposed into a block of L1, then every operation serves all of them.
-// Longer rows stand along memory, in segments of 8192 columns: the first sweep keeps the largest value of every lane of
-// eight vectors, from which the top follows, and u after one look at the columns of the top's lane; the second sums
-// e^(x - u) over the others. Either way `lanes` states are finished at once, by the same code.
+// Longer rows stand along memory, in segments of 8192 columns: the first sweep finds the two largest values, the second
+// sums e^(x - u). The top class is clamped to e^0 = 1 there and taken off the sums exactly. Either way `lanes` states
+// are finished at once, by the same code.
 #include "kernels.h"
 #include "vec.h"
 // after the vector operations it is made of
@@ -38,14 +38,6 @@ TORCHASSAY_INLINE void add_exp(Sums<V>& sums, V (&d)[K]) {
 
 // ---- rows along memory
 
-constexpr int kOwners = 8;  // vectors whose lanes each keep a largest value
-
-template <class T>
-struct Top {
-    T m, u;
-    int64_t k;  // column of m, the lowest; 0 where all are -inf or NaN
-};
-
 // Part of a row: a segment, or all of it.
 template <class In>
 struct Span {
@@ -54,55 +46,41 @@ struct Span {
     int64_t start;  // column of x[0] in the row
 };
 
-// One sweep, one maximum a vector. A NaN is passed over here; it reaches the sums.
+template <class V>
+struct TwoLargest {
+    V m, u;
+    TORCHASSAY_INLINE void add(V x) {  // a NaN is passed over here; it reaches the sums
+        u = max_or_second(min_or_second(x, m), u);
+        m = max_or_second(x, m);
+    }
+    TORCHASSAY_INLINE void add(const TwoLargest& other) {
+        u = max_or_second(min_or_second(other.m, m), max_or_second(other.u, u));
+        m = max_or_second(other.m, m);
+    }
+};
+
 template <class T, class In>
-TORCHASSAY_INLINE Top<T> top_of(const Span<In>& span) {
-    const In* const x = span.x;
-    const int64_t columns = span.columns;
+TORCHASSAY_INLINE TwoLargest<T> top_of(const Span<In>& span) {
     constexpr int n = Simd<T>::kLanes;
-    constexpr int64_t stride = kOwners * n;
-    V<T> best[kOwners];
-    for (V<T>& b : best) b = splat<V<T>>(-INFINITY);
-    const auto take = [&](int owner, Pair<V<T>> pair) __attribute__((always_inline)) {
-        best[owner] = max_or_second(pair.a, best[owner]);
-        best[owner + 1] = max_or_second(pair.b, best[owner + 1]);
-    };
+    const V<T> lowest = splat<V<T>>(-INFINITY);
+    TwoLargest<V<T>> a{lowest, lowest}, b = a;
     int64_t j = 0;
-    for (; j + stride <= columns; j += stride)
-        for (int i = 0; i < kOwners; i += 2) take(i, load_pair<T>(x + j + i * n));
-    for (int i = 0; i < kOwners; i += 2) {
-        const int64_t left = columns - j - i * n;
-        if (left >= 2 * n)
-            take(i, load_pair<T>(x + j + i * n));
-        else if (left > 0)
-            take(i, load_pair_tail<T>(x + j + i * n, int(left)));
+    for (; j + 2 * n <= span.columns; j += 2 * n) {
+        const Pair<V<T>> pair = load_pair<T>(span.x + j);
+        a.add(pair.a);
+        b.add(pair.b);
     }
-    V<T> all = best[0];
-    for (int i = 1; i < kOwners; ++i) all = max_or_second(best[i], all);
-    const T m = max_lane(all);
-    // The lanes that hold m give it up. Mostly there is one; then u is the largest of the other lanes, or in that lane.
-    V<T> rest = splat<V<T>>(-INFINITY);
-    uint64_t holders[2] = {0, 0};
-    for (int i = 0; i < kOwners; ++i) {
-        const auto at_top = best[i] == m;
-        holders[i / 4] |= uint64_t(lane_mask(at_top)) << (i % 4 * n);
-        rest = max_or_second(at_top ? splat<V<T>>(-INFINITY) : best[i], rest);
+    if (j < span.columns) {
+        const Pair<V<T>> pair = load_pair_tail<T>(span.x + j, int(span.columns - j));
+        a.add(pair.a);
+        b.add(pair.b);
     }
-    T u = max_lane(rest);
-    int64_t k = columns;
-    for (int half = 0; half < 2; ++half)
-        for (uint64_t left = holders[half]; left; left &= left - 1) {
-            const int owner = half * 4 + __builtin_ctzll(left) / n, lane = __builtin_ctzll(left) % n;
-            if (k < columns) u = m;  // a second lane: a tie
-            for (int64_t c = owner / 2 * 2 * n + column_in_pair<T, In>(owner % 2, lane); c < columns; c += stride) {
-                const T value = widen(x[c]);
-                const bool first = value == m && c < k, again = value == m && k < columns;
-                u = again ? m : value > u && value != m ? value : u;
-                k = first ? c : k;
-            }
-            if (m == -INFINITY) break;
-        }
-    return {m, u, k < columns ? k : 0};
+    a.add(b);
+    const T m = max_lane(a.m);
+    const auto holders = a.m == m;
+    const unsigned mask = lane_mask(holders);
+    const T u = max_lane(holders ? a.u : a.m);
+    return {m, mask & (mask - 1) ? m : u};  // in two lanes: a tie
 }
 
 template <class T>
@@ -114,58 +92,65 @@ TORCHASSAY_INLINE F64 widened(V<T> x) {
 }
 
 template <class T, class In, bool kEntropy, bool kNorm>
-TORCHASSAY_INLINE Segment sums_of(const Span<In>& span, const Top<T>& top) {
+TORCHASSAY_INLINE Segment sums_of(const Span<In>& span, const TwoLargest<T>& top) {
     constexpr int n = Simd<T>::kLanes;
     const In* const x = span.x;
     const int64_t columns = span.columns;
     // without a rest any point of reference will do: all d are -inf or NaN
     const V<T> u = splat<V<T>>(top.u == -INFINITY ? T(0) : top.u);
     const int64_t whole = columns / (2 * n) * (2 * n);
-    // The top is the only value above u; at a tie it stays, counts as e^0 and comes off exactly at the end.
-    const auto without_top = [&](Pair<V<T>> pair) {
-        const V<T> gone = splat<V<T>>(-INFINITY);
-        return Pair<V<T>>{pair.a > u ? gone : pair.a, pair.b > u ? gone : pair.b};
-    };
+    const V<T> zero{};
     F64 R{}, T_sum{}, Q{};
     for (int64_t j = 0; j < columns;) {
         const int64_t stop = j + kFlush < whole ? j + kFlush : whole;
         Sums<V<T>> sums;
         for (; j + 4 * n <= stop; j += 4 * n) {
-            // what comes two rows or segments further in memory arrives while this one is computed
+            // what comes two rows or segments further in memory arrives while this is computed
             for (int64_t line = 0; line < int64_t(4 * n * sizeof(In)); line += 64)
                 __builtin_prefetch(reinterpret_cast<const char*>(x + j + 2 * columns) + line);
-            Pair<V<T>> first = load_pair<T>(x + j), second = load_pair<T>(x + j + 2 * n);
-            if (__builtin_expect(uint64_t(top.k - j) < 4 * n, 0))
-                first = without_top(first), second = without_top(second);
-            V<T> d[4] = {first.a - u, first.b - u, second.a - u, second.b - u};
+            const Pair<V<T>> first = load_pair<T>(x + j), second = load_pair<T>(x + j + 2 * n);
+            V<T> d[4] = {min_or_second(zero, first.a - u), min_or_second(zero, first.b - u),
+                         min_or_second(zero, second.a - u), min_or_second(zero, second.b - u)};
             add_exp<kEntropy, kNorm>(sums, d);
         }
         for (; j < stop || (j == whole && j < columns); j += 2 * n) {
-            const Pair<V<T>> pair =
-                without_top(j < whole ? load_pair<T>(x + j) : load_pair_tail<T>(x + j, int(columns - j)));
-            V<T> d[2] = {pair.a - u, pair.b - u};
+            const Pair<V<T>> pair = j < whole ? load_pair<T>(x + j) : load_pair_tail<T>(x + j, int(columns - j));
+            V<T> d[2] = {min_or_second(zero, pair.a - u), min_or_second(zero, pair.b - u)};
             add_exp<kEntropy, kNorm>(sums, d);
         }
         R += widened<T>(sums.R);
         if (kEntropy) T_sum += widened<T>(sums.T);
         if (kNorm) Q += widened<T>(sums.Q);
     }
-    const double tie = top.u == top.m && top.m > -INFINITY ? 1 : 0;
-    return {double(top.m),
-            double(top.u),
-            sum_lanes(R) - tie,
-            kEntropy ? -sum_lanes(T_sum) : 0,
-            kNorm ? sum_lanes(Q) - tie : 0,
-            span.start + top.k};
+    Segment state{double(top.m), double(top.u), sum_lanes(R), -sum_lanes(T_sum), sum_lanes(Q), 0};
+    if (top.u == -INFINITY) {
+        state.R = state.T = state.Q = state.R - state.R;  // 0, or NaN if one was seen
+    } else {
+        state.R -= 1;  // the top class was clamped to e^0: 1 in R and Q, nothing in T, which comes off exactly
+        state.Q -= 1;
+    }
+    return state;
+}
+
+// The lowest column that holds m; 0 where there is none, as in a row of NaN.
+template <class T, class In>
+TORCHASSAY_INLINE int64_t column_of(const Span<In>& span, T m) {
+    constexpr int n = Simd<T>::kLanes;
+    int64_t j = 0;
+    while (j + n <= span.columns && !lane_mask(load<T>(span.x + j) == m)) j += n;
+    while (j < span.columns && widen(span.x[j]) != m) ++j;
+    return j < span.columns ? span.start + j : 0;
 }
 
 template <class T, class In>
-TORCHASSAY_INLINE Segment sums_of(const ScoreJob& job, const Span<In>& span, const Top<T>& top) {
+TORCHASSAY_INLINE Segment sums_of(const ScoreJob& job, const Span<In>& span, const TwoLargest<T>& top) {
     const bool entropy = job.wants(kEntropy), norm = job.wants(kGradNorm);
-    if (entropy && norm) return sums_of<T, In, true, true>(span, top);
-    if (entropy) return sums_of<T, In, true, false>(span, top);
-    if (norm) return sums_of<T, In, false, true>(span, top);
-    return sums_of<T, In, false, false>(span, top);
+    Segment state = entropy && norm ? sums_of<T, In, true, true>(span, top)
+                    : entropy       ? sums_of<T, In, true, false>(span, top)
+                    : norm          ? sums_of<T, In, false, true>(span, top)
+                                    : sums_of<T, In, false, false>(span, top);
+    if (job.wants(kPrediction)) state.k = column_of<T, In>(span, top.m);
+    return state;
 }
 
 template <class T, class In>
@@ -270,14 +255,10 @@ TORCHASSAY_INLINE void transpose(const In* const* rows, int64_t classes, T* bloc
 template <class T, bool kEntropy, bool kNorm>
 TORCHASSAY_INLINE RowState<V<T>> lanes_state(const T* block, int64_t classes) {
     constexpr int n = Simd<T>::kLanes;
-    V<T> m = splat<V<T>>(-INFINITY), second = m;
-    for (int64_t j = 0; j < classes; ++j) {
-        const V<T> x = load<T>(block + j * n);
-        second = max_or_second(min_or_second(x, m), second);
-        m = max_or_second(x, m);
-    }
-    const auto lone = second == -INFINITY;
-    const V<T> u = lone ? V<T>{} : second;
+    TwoLargest<V<T>> top{splat<V<T>>(-INFINITY), splat<V<T>>(-INFINITY)};
+    for (int64_t j = 0; j < classes; ++j) top.add(load<T>(block + j * n));
+    const auto lone = top.u == -INFINITY;
+    const V<T> u = lone ? V<T>{} : top.u;
     Sums<V<T>> all;
     for (int64_t j = 0; j < classes;) {
         const int64_t stop = j + 16 < classes ? j + 16 : classes;  // two levels keep the error of long sums down
@@ -293,7 +274,7 @@ TORCHASSAY_INLINE RowState<V<T>> lanes_state(const T* block, int64_t classes) {
     }
     // the top class was clamped to e^0: 1 in R and Q, nothing in T, which comes off exactly
     const V<T> none = all.R - all.R;  // 0 or NaN
-    return {m, second, lone ? none : all.R - 1, lone ? none : -all.T, lone ? none : all.Q - 1};
+    return {top.m, top.u, lone ? none : all.R - 1, lone ? none : -all.T, lone ? none : all.Q - 1};
 }
 
 template <class T>
@@ -400,11 +381,11 @@ void score_states(ScoreJob& job, int64_t begin, int64_t end, const Segment* stat
         } else {
             // the top of the next span is found before this one is summed, so that neither waits for the other
             Span<In> span = span_of<T, In>(job, rows[0], 0);
-            Top<T> top = top_of<T, In>(span);
+            TwoLargest<T> top = top_of<T, In>(span);
             for (int lane = 0; lane < count; ++lane) {
                 for (int64_t s = 0; s < segments; ++s) {
                     const Span<In> here = span;
-                    const Top<T> its = top;
+                    const TwoLargest<T> its = top;
                     if (s + 1 < segments || lane + 1 < count) {
                         span = s + 1 < segments ? span_of<T, In>(job, rows[lane], s + 1)
                                                 : span_of<T, In>(job, rows[lane + 1], 0);
