@@ -34,10 +34,9 @@ struct Entry {
           gH(splat<V<T>>(t.gH)),
           mu(splat<V<T>>(t.mu)) {}
     TORCHASSAY_INLINE V<T> operator()(V<T> x) const {
-        const V<T> d = clamp_fast(x - u), below[1] = {min_or_second(V<T>{}, d)};
+        const V<T> d = clamp_exponent(x - u), below[1] = {min_or_second(V<T>{}, d)};
         V<T> e[1];
         exp_fast(below, e);
-        e[0] = d == Simd<T>::kLowestFast ? V<T>{} : e[0];
         const V<T> p = d > 0 ? c : e[0] * w;  // at a tie d = 0, z = 1: both agree
         if (!kEntropyGrad) return gL * p;
         const V<T> a = g - d - mu;  // exactly -mu for the top

@@ -23,17 +23,22 @@ struct Sums {
     V R{}, T{}, Q{};
 };
 
-// Adds e^d of K vectors d <= 0 to the sums that are wanted.
+// Adds e^d of K vectors d <= 0 to the sums that are wanted. The K are summed from zero first: a lane that holds the
+// top's e^0 = 1 would round every small term alike.
 template <bool kEntropy, bool kNorm, int K, class V>
 TORCHASSAY_INLINE void add_exp(Sums<V>& sums, V (&d)[K]) {
     V e[K];
-    for (int i = 0; i < K; ++i) d[i] = clamp_fast(d[i]);
+    for (int i = 0; i < K; ++i) d[i] = clamp_exponent(d[i]);
     exp_fast(d, e);
-    for (int i = 0; i < K; ++i) {
-        sums.R += e[i];
-        if (kEntropy) sums.T = fused(e[i], d[i], sums.T);
-        if (kNorm) sums.Q = fused(e[i], e[i], sums.Q);
+    Sums<V> group{e[0], e[0] * d[0], e[0] * e[0]};
+    for (int i = 1; i < K; ++i) {
+        group.R += e[i];
+        if (kEntropy) group.T = fused(e[i], d[i], group.T);
+        if (kNorm) group.Q = fused(e[i], e[i], group.Q);
     }
+    sums.R += group.R;
+    if (kEntropy) sums.T += group.T;
+    if (kNorm) sums.Q += group.Q;
 }
 
 // ---- rows along memory
@@ -165,12 +170,12 @@ TORCHASSAY_INLINE void join(Segment& all, const Segment& next) {
     all = {both.m, both.u, both.R, both.T, both.Q, next.m > all.m ? next.k : all.k};
 }
 
-// As torch.argmax: the first NaN of a row that has one.
+// As torch.argmax: the first NaN of a row that has one, else k. R is NaN for two classes at +inf too.
 template <class In>
-int64_t first_nan(const In* row, int64_t classes) {
+int64_t first_nan(const In* row, int64_t classes, int64_t k) {
     int64_t j = 0;
     while (j < classes && widen(row[j]) == widen(row[j])) ++j;
-    return j < classes ? j : 0;
+    return j < classes ? j : k;
 }
 
 // ---- rows in lanes
@@ -401,7 +406,8 @@ void score_states(ScoreJob& job, int64_t begin, int64_t end, const Segment* stat
             const Segment& all = found[lane];
             lanes[0][lane] = T(all.m), lanes[1][lane] = T(all.u);
             lanes[2][lane] = T(all.R), lanes[3][lane] = T(all.T), lanes[4][lane] = T(all.Q);
-            if (prediction) prediction[i + lane] = all.R == all.R ? all.k : first_nan(rows[lane], job.rows.classes);
+            if (prediction)
+                prediction[i + lane] = all.R == all.R ? all.k : first_nan(rows[lane], job.rows.classes, all.k);
         }
         const RowState<V<T>> state{load<T>(lanes[0]), load<T>(lanes[1]), load<T>(lanes[2]), load<T>(lanes[3]),
                                    load<T>(lanes[4])};
@@ -426,10 +432,10 @@ void score_rows(ScoreJob& job, int64_t begin, int64_t end) {
         const RowState<V<T>> state = lanes_state<T>(job, block);
         finish_rows<T, In>(job, rows, i, count, state);
         if (prediction)
-            for (int lane = 0; lane < count; ++lane)
-                prediction[i + lane] = state.R[lane] == state.R[lane]
-                                           ? column_of<T>(block, classes, lane, state.m[lane])
-                                           : first_nan(rows[lane], classes);
+            for (int lane = 0; lane < count; ++lane) {
+                const int64_t k = column_of<T>(block, classes, lane, state.m[lane]);
+                prediction[i + lane] = state.R[lane] == state.R[lane] ? k : first_nan(rows[lane], classes, k);
+            }
     }
 }
 

@@ -105,7 +105,6 @@ struct Simd<float> {
     static constexpr int kExpTerms = 7, kLogTerms = 5;
     static constexpr float kMagic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
     static constexpr float kLowest = -88.0f;      // e^x with x below has the exponent field 0: exactly 0
-    static constexpr float kLowestFast = -86.0f;  // e^x is still a normal number
     static constexpr float kLn2High = 0.693359375f, kLn2Low = -2.12194440e-4f;
     static constexpr Int kSqrtHalf = 0x3f3504f3;
 };
@@ -118,7 +117,6 @@ struct Simd<double> {
     static constexpr int kExpTerms = 13, kLogTerms = 12;
     static constexpr double kMagic = 6755399441055744.0;
     static constexpr double kLowest = -709.2;
-    static constexpr double kLowestFast = kLowest;
     static constexpr double kLn2High = 0.693145751953125, kLn2Low = 1.42860682030941723212e-6;
     static constexpr Int kSqrtHalf = 0x3fe6a09e667f3bcd;
 };
@@ -373,11 +371,6 @@ TORCHASSAY_INLINE V clamp_exponent(V x) {
 }
 
 template <class V>
-TORCHASSAY_INLINE V clamp_fast(V x) {
-    return max_or_second(splat<V>(Simd<Element<V>>::kLowestFast), x);
-}
-
-template <class V>
 TORCHASSAY_INLINE Reduced<V> reduce(V x) {
     using S = Simd<Element<V>>;
     using I = typename S::I;
@@ -436,24 +429,23 @@ TORCHASSAY_INLINE V log1p_nonnegative(V r, V c) {
     return select(r - r == 0, value, r);  // NaN passes; the integer arithmetic above does not see it
 }
 
-// The exp of the inner loops, of K vectors from clamp_fast: one step of reduction, error 1e-7, e^0 exactly 1, at the
-// lower end 1e-38 instead of 0, which no sum with a 1 in it can feel. The power of two goes in by an integer addition,
-// since the multipliers are what the loops wait for. Step by step over all K, because that is the order the processor
-// gets: one chain after the other would fill its queues with waiting work.
+// The exp of the inner loops, of K clamped vectors: one step of reduction, error 1e-7, e^0 exactly 1. Step by step over
+// all K, because that is the order the processor gets: one chain after the other would fill its queues with waiting
+// work.
 template <int K>
 TORCHASSAY_INLINE void exp_fast(const F32 (&x)[K], F32 (&e)[K]) {
 #if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
     // minimax of degree 5 on [-ln 2 / 2, ln 2 / 2], value 1 at 0
     constexpr float coefficient[] = {0.0418981761f, 0.166676387f, 0.499991477f, 0.999999702f, 1.0f};
-    const F32 magic = splat<F32>(Simd<float>::kMagic);
+    const F32 biased = splat<F32>(Simd<float>::kMagic + Simd<float>::kBias);
     F32 shifted[K], f[K];
-    for (int i = 0; i < K; ++i) shifted[i] = fused(x[i], splat<F32>(1.44269504f), magic);
-    for (int i = 0; i < K; ++i) f[i] = shifted[i] - magic;
+    for (int i = 0; i < K; ++i) shifted[i] = fused(x[i], splat<F32>(1.44269504f), biased);
+    for (int i = 0; i < K; ++i) f[i] = shifted[i] - biased;
     for (int i = 0; i < K; ++i) f[i] = fused(f[i], splat<F32>(-0.693147181f), x[i]);
     for (int i = 0; i < K; ++i) e[i] = fused(splat<F32>(0.00829027779f), f[i], splat<F32>(coefficient[0]));
     for (int q = 1; q < 5; ++q)
         for (int i = 0; i < K; ++i) e[i] = fused(e[i], f[i], splat<F32>(coefficient[q]));
-    for (int i = 0; i < K; ++i) e[i] = F32(I32(e[i]) + (I32(shifted[i]) << 23));
+    for (int i = 0; i < K; ++i) e[i] *= F32(I32(shifted[i]) << 23);
 #else
     for (int i = 0; i < K; ++i) e[i] = exp_nonpositive(x[i]);  // unfused, one step of reduction is not enough
 #endif
