@@ -6,3 +6,57 @@ import torch
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
+
+import oracle
+import pytest
+from places import PLACES, Place
+
+
+def _params(places):
+    return [pytest.param(place, id=place.name, marks=place.marks()) for place in places]
+
+
+@pytest.fixture(params=_params(PLACES))
+def place(request) -> Place:
+    """Every backend on every device it runs on here; the interpreter for small shapes only (`Place.some`)."""
+    return request.param
+
+
+@pytest.fixture(params=_params([place for place in PLACES if not place.slow]))
+def fast_place(request) -> Place:
+    """The same without the interpreter: long rows and large batches."""
+    return request.param
+
+
+@pytest.fixture(params=_params([place for place in PLACES if place.double]))
+def double_place(request) -> Place:
+    """The backends that take float64."""
+    return request.param
+
+
+@pytest.fixture
+def random() -> torch.Generator:
+    return torch.Generator().manual_seed(20)
+
+
+@pytest.fixture
+def threads():
+    """`torch.set_num_threads`, undone afterwards."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def pytest_terminal_summary(terminalreporter):
+    """The worst relative error that any test saw, for each backend, dtype and signal."""
+    if not oracle.WORST:
+        return
+    terminalreporter.section("worst relative errors seen")
+    columns = sorted({key[:2] for key in oracle.WORST})
+    names = dict.fromkeys(key[2] for key in oracle.WORST)
+    width = max(len(f"{place} {dtype}") for place, dtype in columns)
+    terminalreporter.line(" " * width + "".join(f"{name:>18}" for name in names))
+    for place, dtype in columns:
+        found = (oracle.WORST.get((place, dtype, name)) for name in names)
+        cells = "".join(f"{'':>18}" if error is None else f"{error:>18.1e}" for error in found)
+        terminalreporter.line(f"{place + ' ' + dtype:<{width}}{cells}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import sys
 import warnings
 
 import torch
@@ -23,6 +24,8 @@ except ImportError as error:
 
 BACKENDS = ("native", "triton", "reference")
 PREFERRED = {"cpu": "native", "cuda": "triton", "xpu": "triton"}  # by device type; anything else takes the reference
+
+UNDER_COMPILE = "under compile"  # what a compiled call hands to its op instead of "": choose, but never warn
 
 _warned: set[str] = set()
 
@@ -57,10 +60,9 @@ def why_not(backend: str, device: str, dtype: torch.dtype, plain: bool) -> str:
 
 def choose(function: str, device: str, dtype: torch.dtype, forced: str, plain: bool = True) -> str:
     """The backend of a call; raises RuntimeError if the forced one can't take it, warns if it must be the reference."""
-    forced = forced or os.environ.get("TORCHASSAY_BACKEND", "")
+    silent = forced == UNDER_COMPILE or torch.compiler.is_compiling()
+    forced = _forced(function, "" if forced == UNDER_COMPILE else forced)
     if forced:
-        if forced not in BACKENDS:
-            raise checks.InputValueError(f"{function}: backend must be one of {', '.join(BACKENDS)}, got {forced!r}")
         reason = why_not(forced, device, dtype, plain)
         if reason:
             raise RuntimeError(f"{function}: backend '{forced}' is not available for this call: {reason}")
@@ -69,15 +71,32 @@ def choose(function: str, device: str, dtype: torch.dtype, forced: str, plain: b
     reason = why_not(preferred, device, dtype, plain)
     if not reason:
         return preferred
-    if reason not in _warned and not torch.compiler.is_compiling():
+    if reason not in _warned and not silent:
         _warned.add(reason)
-        warnings.warn(f"{function} takes the slow reference: {reason}", BackendFallback, stacklevel=4)
+        warnings.warn(f"{function} takes the slow reference: {reason}", BackendFallback, stacklevel=_caller_level())
     return "reference"
+
+
+def _forced(function: str, backend: str) -> str:
+    """The backend that the argument or the environment forces, "" if none."""
+    forced = backend or os.environ.get("TORCHASSAY_BACKEND", "")
+    if forced and forced not in BACKENDS:
+        raise checks.InputValueError(f"{function}: backend must be one of {', '.join(BACKENDS)}, got {forced!r}")
+    return forced
+
+
+def _caller_level() -> int:
+    """How far up the stack, seen from the function that asks, the code stands that called torchassay."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in ("torchassay", "torch"):
+        level, frame = level + 1, frame.f_back
+    return level
 
 
 def describe(device: str, dtype: torch.dtype, forced: str, plain: bool) -> str:
     """One line on the backend of such a call, one on each other backend that can't take it."""
-    wanted = forced or os.environ.get("TORCHASSAY_BACKEND", "") or PREFERRED.get(device, "reference")
+    forced = _forced("explain", forced)
+    wanted = forced or PREFERRED.get(device, "reference")
     reasons = {name: why_not(name, device, dtype, plain) for name in BACKENDS}
     taken = wanted if not reasons[wanted] else "none" if forced else "reference"
     lines = [f"{taken}: {device} tensor, {checks.dtype_name(dtype)}"]

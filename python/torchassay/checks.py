@@ -101,11 +101,16 @@ def cross_entropy(
     return score(function, input, target, names, dim, weight, ignore_index, label_smoothing)
 
 
-def log_prob(function: str, input: Tensor, target: Tensor, dim: int, ignore_index: int) -> tuple[int, bool]:
-    """The class dimension, and whether the target has a last dimension of several classes a row."""
+def log_prob(
+    function: str, input: Tensor, target: Tensor, dim: int, ignore_index: int, several: bool = True
+) -> tuple[int, bool]:
+    """The class dimension, and whether the target has a last dimension of several classes a row, if it may."""
     dim = logits(function, input, dim)
     ignored_index(function, ignore_index)
     labels(function, input, target, dim, trailing=True)
+    if target.dim() == input.dim() and not several:
+        expected = f"shape {tuple(target.shape[:-1])}, one class a row"
+        raise InputValueError(f"{function}: target must have {expected}, got {tuple(target.shape)}")
     return dim, target.dim() == input.dim()
 
 
@@ -162,19 +167,23 @@ def _wrong_shape(function: str, input: Tensor, target: Tensor, dim: int, rows: t
     raise InputValueError(f"{function}: target has shape {shape} but {counted}{hint}")
 
 
-def class_range(function: str, target: Tensor, classes: int, ignore_index: int) -> None:
-    """Every class of a CPU ``target`` is in range; on an accelerator looking would mean waiting for it."""
-    if target.device.type != "cpu" or target.numel() == 0:
+def class_range(function: str, target: Tensor, classes: int, ignore_index: int, several: int = 1) -> None:
+    """Every class of a CPU ``target``, ``several`` a row, is in range; on a GPU looking would mean waiting for it.
+
+    Neither can a trace look; the ops look when they run.
+    """
+    if target.device.type != "cpu" or torch.compiler.is_compiling() or target.numel() == 0:
         return
     outside = (target < 0) | (target >= classes)
     outside &= target != ignore_index
     if outside.any():
-        out_of_range(function, target.reshape(-1), int(outside.reshape(-1).int().argmax()), classes, ignore_index)
+        at = int(outside.reshape(-1).int().argmax())
+        out_of_range(function, target.reshape(-1), at, classes, ignore_index, several)
 
 
-def out_of_range(function: str, target: Tensor, row: int, classes: int, ignore_index: int) -> None:
+def out_of_range(function: str, target: Tensor, at: int, classes: int, ignore_index: int, several: int = 1) -> None:
     expected = f"0 <= class < {classes} or ignore_index={ignore_index}"
-    got = f"class {int(target[row])} at row {row}"
+    got = f"class {int(target[at])} at row {at // several}"
     raise InputValueError(f"{function}: target must hold {expected}, got {got}")
 
 

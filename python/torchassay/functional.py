@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from torchassay import autograd, checks, ops, reference
-from torchassay.backends import choose, describe
+from torchassay.backends import UNDER_COMPILE, choose, describe
 from torchassay.scores import BIT, Scores
 
 
@@ -140,8 +140,9 @@ def log_prob(
     function = "log_prob"
     dim, several = checks.log_prob(function, input, target, dim, ignore_index)
     if several:
-        checks.class_range(function, target, input.shape[dim], ignore_index)
-        return autograd.LogProbs.apply(input, target, dim, ignore_index, function, backend or "")
+        checks.class_range(function, target, input.shape[dim], ignore_index, target.shape[-1])
+        backend = backend or (UNDER_COMPILE if torch.compiler.is_compiling() else "")
+        return autograd.LogProbs.apply(input, target, dim, ignore_index, function, backend)
     bits = BIT["loss"]
     return -_row_outputs(function, input, target, dim, ignore_index, bits, backend, bits)[0]
 
@@ -158,10 +159,7 @@ def log_prob_entropy(
         entropy does not need the target: it is there for ignored rows too.
     """
     function = "log_prob_entropy"
-    dim, several = checks.log_prob(function, input, target, dim, ignore_index)
-    if several:
-        expected = f"shape {tuple(target.shape[:-1])}, one class a row"
-        raise checks.InputValueError(f"{function}: target must have {expected}, got {tuple(target.shape)}")
+    dim, _ = checks.log_prob(function, input, target, dim, ignore_index, several=False)
     bits = BIT["loss"] | BIT["entropy"]
     loss, entropy = _row_outputs(function, input, target, dim, ignore_index, bits, backend, bits)
     return -loss, entropy
@@ -231,8 +229,8 @@ def _row_outputs(
     backend: str | None,
     differentiable: int,  # bits of the signals that carry a gradient
 ) -> Sequence[Tensor]:
+    backend = backend or (UNDER_COMPILE if torch.compiler.is_compiling() else "")
     if input.requires_grad and torch.is_grad_enabled():
-        return autograd.RowScores.apply(
-            input, target, dim, ignore_index, signals, differentiable, function, backend or ""
-        )
-    return ops.row_scores(input, target, dim, ignore_index, signals, function, backend or "")
+        return autograd.RowScores.apply(input, target, dim, ignore_index, signals, differentiable, function, backend)
+    packed = ops.row_scores(input, target, dim, ignore_index, signals, function, backend)
+    return ops.unpack(packed, signals)

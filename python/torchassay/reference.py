@@ -272,7 +272,7 @@ def log_prob(input: Tensor, target: Tensor, *, dim: int = -1, ignore_index: int 
     """`torchassay.log_prob` in plain torch, differentiated by autograd."""
     function = "log_prob"
     dim, several = checks.log_prob(function, input, target, dim, ignore_index)
-    checks.class_range(function, target, input.shape[dim], ignore_index)
+    checks.class_range(function, target, input.shape[dim], ignore_index, target.shape[-1] if several else 1)
     if not several:
         return -row_scores(input, target, dim, ignore_index, BIT["loss"])[0]
     x = _rows(input, dim)
@@ -287,10 +287,11 @@ def log_prob_entropy(
     input: Tensor, target: Tensor, *, dim: int = -1, ignore_index: int = -100
 ) -> tuple[Tensor, Tensor]:
     """`torchassay.log_prob_entropy` in plain torch, differentiated by autograd."""
-    return (
-        log_prob(input, target, dim=dim, ignore_index=ignore_index),
-        entropy(input, dim=dim),
-    )
+    function = "log_prob_entropy"
+    dim, _ = checks.log_prob(function, input, target, dim, ignore_index, several=False)
+    checks.class_range(function, target, input.shape[dim], ignore_index)
+    loss, entropy = row_scores(input, target, dim, ignore_index, BIT["loss"] | BIT["entropy"])
+    return -loss, entropy
 
 
 def entropy(input: Tensor, *, dim: int = -1) -> Tensor:

@@ -113,7 +113,7 @@ class Scores:
         count = mask.sum(1)
 
         def reduced(value: Tensor) -> Tensor:
-            if reduce == "max":
+            if reduce == "max" and value.shape[1]:
                 top = value.masked_fill(~mask, -torch.inf).amax(1)
                 return torch.where(count > 0, top, 0)
             total = value.masked_fill(~mask, 0).sum(1)
@@ -130,4 +130,11 @@ def _unflatten(values, names) -> Scores:
     return Scores(dict(zip(names, values, strict=True)))
 
 
-_pytree.register_pytree_node(Scores, _flatten, _unflatten, serialized_type_name="torchassay.Scores")
+_pytree.register_pytree_node(
+    Scores,
+    _flatten,
+    _unflatten,
+    serialized_type_name="torchassay.Scores",
+    to_dumpable_context=list,
+    from_dumpable_context=tuple,  # JSON has lists only
+)

@@ -1,0 +1,181 @@
+"""Which backend a call takes, what a forced one says when it can't, warnings, workers."""
+
+import subprocess
+import sys
+import warnings
+
+import pytest
+import scored
+import torch
+import torchassay as ta
+
+module = sys.modules["torchassay.backends"]  # the attribute of that name is the function
+X, Y = torch.zeros(3, 5), torch.tensor([0, 1, 2])
+OPTIONS = "class weights, label smoothing and class probabilities are in the reference only"
+MISSING = "the C++ extension is not there (none); reinstall with a C++ compiler, without TORCHASSAY_NATIVE=0"
+NO_INTERPRETER = "Triton takes CPU tensors only in its interpreter (TRITON_INTERPRET=1)"
+
+
+@pytest.fixture
+def fresh(monkeypatch):
+    """No warning given yet, no backend forced from outside."""
+    monkeypatch.setattr(module, "_warned", set())
+    monkeypatch.delenv("TORCHASSAY_BACKEND", raising=False)
+    return monkeypatch
+
+
+@pytest.fixture
+def no_native(fresh):
+    fresh.setattr(module, "native", None)
+    fresh.setattr(module, "_missing", MISSING, raising=False)
+    return fresh
+
+
+def message(kind, function, *arguments, **options):
+    with pytest.raises(kind) as error:
+        function(*arguments, **options)
+    return str(error.value)
+
+
+def test_a_forced_backend_that_is_not_built(no_native):
+    for function, arguments in ((ta.score, (X,)), (ta.cross_entropy, (X, Y)), (ta.entropy, (X,))):
+        name = function.__name__
+        expected = f"{name}: backend 'native' is not available for this call: {MISSING}"
+        assert message(RuntimeError, function, *arguments, backend="native") == expected
+
+
+def test_a_forced_backend_that_lacks_the_option(fresh):
+    for backend in ("native", "triton"):
+        for options in ({"weight": torch.ones(5)}, {"label_smoothing": 0.1}):
+            expected = f"score: backend '{backend}' is not available for this call: {OPTIONS}"
+            assert message(RuntimeError, ta.score, X, Y, backend=backend, **options) == expected
+        expected = f"cross_entropy: backend '{backend}' is not available for this call: {OPTIONS}"
+        assert message(RuntimeError, ta.cross_entropy, X, X.softmax(1), backend=backend) == expected
+
+
+def test_forced_triton_without_its_interpreter_or_a_gpu(fresh):
+    fresh.setenv("TRITON_INTERPRET", "0")
+    expected = f"score: backend 'triton' is not available for this call: {NO_INTERPRETER}"
+    assert message(RuntimeError, ta.score, X, backend="triton") == expected
+
+
+def test_forced_triton_with_float64(fresh):
+    expected = "entropy: backend 'triton' is not available for this call: the Triton kernels have no float64"
+    assert message(RuntimeError, ta.entropy, X.double(), backend="triton") == expected
+
+
+def test_forced_triton_that_is_not_installed(fresh):
+    fresh.setattr(module.importlib.util, "find_spec", lambda name: None)
+    expected = "score: backend 'triton' is not available for this call: triton is not installed"
+    assert message(RuntimeError, ta.score, X, backend="triton") == expected
+
+
+def test_forced_native_on_another_device(fresh):
+    reason = module.why_not("native", "cuda", torch.float32, True)
+    assert reason in ("the native kernels run on the CPU, the input is on cuda", module.native or module._missing)
+
+
+def test_the_environment_forces_a_backend(no_native):
+    no_native.setenv("TORCHASSAY_BACKEND", "native")
+    expected = f"score: backend 'native' is not available for this call: {MISSING}"
+    assert message(RuntimeError, ta.score, X) == expected
+    no_native.setenv("TORCHASSAY_BACKEND", "reference")
+    assert torch.equal(ta.score(X).entropy, ta.score(X, backend="reference").entropy)  # and no warning
+    no_native.setenv("TORCHASSAY_BACKEND", "gpu")
+    expected = "score: backend must be one of native, triton, reference, got 'gpu'"
+    assert message(ValueError, ta.score, X) == expected
+    assert ta.score(X, backend="reference").signals  # the argument wins over the environment
+
+
+def test_a_fallback_warns_once_for_each_reason(no_native):
+    def warned(function, *arguments, **options):
+        with warnings.catch_warnings(record=True) as found:
+            warnings.simplefilter("always")
+            function(*arguments, **options)
+        assert all(issubclass(w.category, ta.BackendFallback) for w in found)
+        return [str(w.message) for w in found]
+
+    assert warned(ta.score, X) == [f"score takes the slow reference: {MISSING}"]
+    assert warned(ta.score, X) == warned(ta.entropy, X) == []
+    assert warned(ta.cross_entropy, X, Y, torch.ones(5)) == [f"cross_entropy takes the slow reference: {OPTIONS}"]
+    assert warned(ta.score, X, Y, label_smoothing=0.1) == []
+    assert warned(ta.score, X, backend="reference") == []
+
+
+def test_the_warning_points_at_the_caller(no_native):
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        ta.score(X)
+    assert found[0].filename == __file__
+
+
+def test_no_warning_under_compile(no_native):
+    compiled = torch.compile(lambda x: ta.score(x).entropy, backend="eager", fullgraph=True)
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        compiled(X)
+    assert not [w for w in found if issubclass(w.category, ta.BackendFallback)]
+
+
+@pytest.mark.skipif(module.native is None, reason="the C++ extension is not built")
+def test_explain_with_everything_there(fresh):
+    fresh.setenv("TRITON_INTERPRET", "0")
+    assert ta.explain(X) == f"native: cpu tensor, float32\nnot triton: {NO_INTERPRETER}"
+    expected = f"reference: cpu tensor, float32\nnot native: {OPTIONS}\nnot triton: {OPTIONS}"
+    assert ta.explain(X, Y, label_smoothing=0.1) == expected
+    assert ta.explain(X.double(), backend="reference") == (
+        "reference: cpu tensor, float64\nnot triton: the Triton kernels have no float64"
+    )
+
+
+def test_explain_without_native(no_native):
+    no_native.setenv("TRITON_INTERPRET", "0")
+    expected = f"reference: cpu tensor, bfloat16\nnot native: {MISSING}\nnot triton: {NO_INTERPRETER}"
+    assert ta.explain(X.bfloat16()) == expected
+    expected = f"none: cpu tensor, float32\nnot native: {MISSING}\nnot triton: {NO_INTERPRETER}"
+    assert ta.explain(X, backend="native") == expected
+
+
+def test_explain_checks_its_arguments_as_score_does(fresh):
+    expected = "explain: target has shape (2,) but input (3, 5) without dim -1 is (3,)"
+    assert message(ValueError, ta.explain, X, Y[:2]) == expected
+    assert "backend must be one of" in message(ValueError, ta.explain, X, backend="gpu")
+
+
+def test_the_table_of_backends(no_native):
+    lines = ta.backends().splitlines()
+    assert lines[0].split() == ["backend", "runs", "on", "available"]
+    assert lines[1] == f"native     cpu       no: {MISSING}"
+    assert lines[2].startswith("triton ")
+    assert lines[3] == "reference  anything  yes"
+
+
+def test_the_fast_backend_is_taken(place, fresh):
+    """What a call without `backend` gives is, to the bit, what the preferred backend gives."""
+    x = torch.randn(5, 300, generator=torch.Generator().manual_seed(110)).to(place.device)
+    if module.PREFERRED.get(place.device) != place.backend:
+        pytest.skip(f"{place} is not what a {place.device} tensor takes")
+    assert torch.equal(ta.score(x).entropy, ta.score(x, backend=place.backend).entropy)
+
+
+@pytest.mark.parametrize("backend", ["native", "reference"])
+@pytest.mark.parametrize("start", ["fork", "spawn"])
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # Python 3.12: fork in a process with threads
+def test_a_dataloader_worker_scores_after_the_parent_used_threads(backend, start):
+    if backend == "native" and module.native is None:
+        pytest.skip("the C++ extension is not built")
+    if start == "spawn" and backend == "reference":
+        pytest.skip("plain torch")
+    data = scored.Scored(backend)
+    before = ta.score(torch.randn(4000, 1000), backend=backend)  # the parent's threads are up
+    loader = torch.utils.data.DataLoader(data, batch_size=4, num_workers=2, multiprocessing_context=start, timeout=120)
+    found = torch.cat([loss for loss, _ in loader])
+    assert torch.equal(found, torch.stack([data[i][0] for i in range(12)]))
+    assert before.entropy.isfinite().all()
+    assert ta.score(torch.randn(4000, 1000), backend=backend).entropy.isfinite().all()
+
+
+def test_import_takes_neither_triton_nor_a_compiler():
+    code = "import sys, torchassay; assert 'triton' not in sys.modules or 'torch._inductor' in sys.modules; print('ok')"
+    found = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=120)
+    assert found.stdout == "ok\n", found.stderr
