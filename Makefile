@@ -16,7 +16,7 @@ test: $(VENV)/built
 	$(BIN)/pytest
 
 bench: $(VENV)/built
-	$(BIN)/python benchmarks/run.py
+	$(BIN)/pytest benchmarks -o "python_files=bench_*.py" -p no:cacheprovider --benchmark-quiet
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check $(PY)
