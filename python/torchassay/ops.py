@@ -128,7 +128,8 @@ def _row_scores(
             slots[slot] = output.view(6, -1) if slot == _STATS_SLOT else output.view(-1)
         outer, inner, classes, *strides = layout
         rows = rows.as_strided((outer, inner, classes), (*strides, 1))
-        row_scores(rows, target, ignore_index, signals, slots)
+        with torch.cuda.device_of(input):  # Triton launches on the current device
+            row_scores(rows, target, ignore_index, slots)
         if target is not None:
             checks.class_range(function, target, classes, ignore_index)
         return outputs
@@ -176,7 +177,8 @@ def _row_grads(
         outer, inner, classes, *strides = layout
         rows = rows.as_strided((outer, inner, classes), (*strides, 1))
         out = grad.movedim(dim, -1).view(-1, classes)
-        row_grads(rows, target, stats.view(6, -1), *upstream, ignore_index, out)
+        with torch.cuda.device_of(input):
+            row_grads(rows, target, stats.view(6, -1), *upstream, ignore_index, out)
         return grad
     native.row_grads(
         rows.data_ptr(),

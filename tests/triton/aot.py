@@ -1,0 +1,260 @@
+"""Compile the kernels ahead of time, exactly as the launchers would launch them, and read the machine code.
+
+    python tests/triton/aot.py            print the figures and the committed ones as JSON
+    python tests/triton/aot.py --write    write them to benchmarks/results/triton_static.md
+
+A process of its own, without TRITON_INTERPRET: interpreted functions cannot be compiled. No GPU is needed: the triton
+package carries ptxas, lld and cuobjdump. Only code is looked at, neither numbers nor time.
+"""
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import triton
+from torchassay.triton_kernels import row_grads, row_scores
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+TABLE = Path(__file__).parents[2] / "benchmarks" / "results" / "triton_static.md"
+CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+TARGETS = {
+    "sm_80": GPUTarget("cuda", 80, 32),
+    "sm_90": GPUTarget("cuda", 90, 32),
+    "sm_100": GPUTarget("cuda", 100, 32),
+    "gfx942": GPUTarget("hip", "gfx942", 64),
+}
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+POINTERS = {
+    torch.float16: "*fp16",
+    torch.bfloat16: "*bf16",
+    torch.float32: "*fp32",
+    torch.int32: "*i32",
+    torch.int64: "*i64",
+}
+FIVE = 0b001010111  # loss, entropy, grad_norm, confidence, margin
+ALL = 0b1111111111
+COLUMNS = "kernel", "dtype", "target", "registers", "spills", "shared", "wide loads", "instructions", "an element"
+
+
+def launch(module, function: Callable[[], None]) -> list[tuple]:
+    """The kernels that ``function`` would launch: (kernel, arguments by name, launch options)."""
+    kernels = {name: value for name, value in vars(module).items() if isinstance(value, triton.JITFunction)}
+    calls = []
+
+    class Recorder:
+        def __init__(self, kernel):
+            self.kernel = kernel
+
+        def __getitem__(self, grid):
+            def record(*args, **options):
+                calls.append((self.kernel, dict(zip(self.kernel.arg_names, args, strict=True)), options))
+
+            return record
+
+    try:
+        for name, kernel in kernels.items():
+            setattr(module, name, Recorder(kernel))
+        function()
+    finally:
+        for name, kernel in kernels.items():
+            setattr(module, name, kernel)
+    return calls
+
+
+def compiled(kernel, arguments: dict, options: dict, target: GPUTarget):
+    """What the JIT would compile for these arguments, for a GPU that need not be there."""
+    signature, constants, attributes = {}, {}, {}
+    for parameter in kernel.params:
+        value = arguments[parameter.name]
+        if parameter.is_constexpr or value is None:
+            signature[parameter.name] = "constexpr"
+            constants[(parameter.num,)] = value
+        elif isinstance(value, torch.Tensor):
+            signature[parameter.name] = POINTERS[value.dtype]
+            if value.data_ptr() % 16 == 0:
+                attributes[(parameter.num,)] = [["tt.divisibility", 16]]
+        else:
+            signature[parameter.name] = "i32" if -(2**31) <= value < 2**31 else "i64"
+    return triton.compile(ASTSource(kernel, signature, constants, attributes), target=target, options=options)
+
+
+def empty(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """A tensor without memory, at address 0, which is a multiple of 16."""
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def scores(dtype: torch.dtype, C: int, N: int, signals: int = FIVE) -> list[tuple]:
+    """The launches of `row_scores`."""
+    sizes = [(6, N) if i == 9 else (N,) for i in range(10)]
+    kinds = [torch.int64 if i == 8 else torch.float32 for i in range(10)]
+    out = [empty(*sizes[i], dtype=kinds[i]) if signals >> i & 1 else None for i in range(10)]
+    target = empty(N, dtype=torch.int64)
+    return launch(row_scores, lambda: row_scores.row_scores(empty(1, N, C, dtype=dtype), target, -100, out))
+
+
+def grads(dtype: torch.dtype, C: int) -> list[tuple]:
+    """The launches of `row_grads`."""
+    rows, out, stats, upstream = empty(1, 2, C, dtype=dtype), empty(2, C, dtype=dtype), empty(6, 2), empty(2)
+    target = empty(2, dtype=torch.int64)
+    return launch(row_grads, lambda: row_grads.row_grads(rows, target, stats, upstream, upstream, -100, out))
+
+
+EVERY = ("fp16", "bf16", "fp32")
+# Every kernel, aligned and not, in these dtypes; five signals unless it says ten.
+VARIANTS: dict[str, tuple[tuple[str, ...], Callable[[torch.dtype], list[tuple]]]] = {
+    "scores 10": (EVERY, lambda dtype: scores(dtype, 10, 65536)),
+    "scores 100": (("bf16",), lambda dtype: scores(dtype, 100, 65536)),
+    "scores 1000": (EVERY, lambda dtype: scores(dtype, 1000, 65536)),
+    "scores 1000, few rows": (("bf16",), lambda dtype: scores(dtype, 1000, 128)),
+    "scores 4096": (("bf16",), lambda dtype: scores(dtype, 4096, 65536)),
+    "scores 50257": (EVERY, lambda dtype: scores(dtype, 50257, 65536)),
+    "scores 151936": (EVERY, lambda dtype: scores(dtype, 151936, 65536)),
+    "scores 151936, all ten": (("bf16",), lambda dtype: scores(dtype, 151936, 65536, ALL)),
+    "scores 151936, few rows": (("bf16", "fp32"), lambda dtype: scores(dtype, 151936, 16)),
+    "grads 100": (("bf16",), lambda dtype: grads(dtype, 100)),
+    "grads 50257": (("bf16",), lambda dtype: grads(dtype, 50257)),
+    "grads 151936": (EVERY, lambda dtype: grads(dtype, 151936)),
+}
+
+
+def nvidia(kernel) -> dict:
+    """Registers, bytes of local memory and SASS of a cubin."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(kernel.asm["cubin"])
+        file.flush()
+        command = [CUOBJDUMP, "-res-usage", "-sass", file.name]
+        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    used = dict(re.findall(r"(REG|STACK|SHARED|LOCAL):(\d+)", text))
+    lines = re.findall(r"/\*([0-9a-f]{4,})\*/\s+(.+?);", text)
+    code = [(int(address, 16), text) for address, text in lines if not text.startswith("NOP")]
+    return {
+        "registers": int(used["REG"]),
+        "spills": int(used["STACK"]) + int(used["LOCAL"]),
+        "wide loads": sum("LDG.E.128" in text for _, text in code),
+        "instructions": len(code),
+        "loop": hot_loop(code),
+    }
+
+
+def hot_loop(code: list[tuple[int, str]]) -> int:
+    """Instructions of the loop with the most global loads, the shortest of these; 0 without a loop."""
+    loops = []
+    for address, text in code:
+        branch = re.search(r"BRA.*?(0x[0-9a-f]+)", text)
+        if branch and (first := int(branch[1], 16)) < address:
+            body = [line for at, line in code if first <= at <= address]
+            loops.append((sum("LDG" in line for line in body), -len(body)))
+    loads, length = max(loops, default=(0, 0))
+    return -length if loads else 0
+
+
+def amd(kernel) -> dict:
+    """Registers and spills as the assembler notes them; loops are not looked for."""
+    text = kernel.asm["amdgcn"]
+    noted = {name: int(value) for name, value in re.findall(r"\.(\w+_count):\s+(\d+)", text)}
+    return {
+        "registers": noted["vgpr_count"],
+        "spills": noted["vgpr_spill_count"],  # scalar registers spill into lanes of vector registers, not into memory
+        "wide loads": len(re.findall(r"\b(?:global|buffer)_load_dwordx4\b", text)),
+        "instructions": len(re.findall(r"^\s+[vs]_|^\s+(?:global|buffer|ds)_", text, re.MULTILINE)),
+        "loop": 0,
+    }
+
+
+def per_element(arguments: dict, threads: int, instructions: int, loop: int) -> float:
+    """Warp instructions for 32 logits: of the hot loop of long rows, of everything else where rows fit a program."""
+    constant = {name: arguments.get(name) for name in ("GROUPS", "ROWS", "COLUMNS", "VECTOR", "UNIT")}
+    if constant["VECTOR"]:
+        taken, logits = loop or instructions, row_scores.TILES.value * row_scores.LANES.value * constant["VECTOR"]
+    else:
+        groups = constant["GROUPS"] or 1
+        taken = instructions + (groups - 1) * loop
+        C = arguments["C"] * (constant["UNIT"] or 1)
+        logits = groups * constant["ROWS"] * min(C, constant["COLUMNS"])
+    return taken * threads / logits
+
+
+def figures() -> list[dict]:
+    """A row of the table for every kernel, dtype and target."""
+    found = []
+    for variant, (dtypes, launches) in VARIANTS.items():
+        for dtype_name in dtypes:
+            for kernel, arguments, options in launches(DTYPES[dtype_name]):
+                for target_name, target in TARGETS.items():
+                    machine = compiled(kernel, arguments, options, target)
+                    entry = amd(machine) if target.backend == "hip" else nvidia(machine)
+                    loop = entry.pop("loop")
+                    threads = machine.metadata.num_warps * 32
+                    entry["an element"] = None
+                    if target.backend == "cuda" and arguments.get("states_ptr") is None:
+                        entry["an element"] = round(per_element(arguments, threads, entry["instructions"], loop), 1)
+                    name = f"{variant}: {kernel.__name__}"
+                    entry |= {"kernel": name, "dtype": dtype_name, "target": target_name}
+                    entry["aligned"] = arguments.get("UNIT", 1) > 1
+                    entry["merges"] = arguments.get("states_ptr") is not None and kernel.__name__ == "long_rows"
+                    found.append(entry | {"shared": machine.metadata.shared})
+    return found
+
+
+def sum_layouts(variant: str) -> list[str]:
+    """The layouts that a kernel's reductions over a row work in, which fix the order of every sum."""
+    (call,) = VARIANTS[variant][1](torch.bfloat16)
+    text = compiled(*call, TARGETS["sm_90"]).asm["ttgir"]
+    named = dict(re.findall(r"^(#\w+) = (#ttg\.blocked<.*>)$", text, re.MULTILINE))
+    reductions = re.findall(r'"tt\.reduce".*?\}\) : \((tensor<[^>]*>)', text, re.DOTALL)
+    return sorted({re.sub(r"#\w+", lambda name: named.get(name[0], name[0]), kind) for kind in reductions})
+
+
+def table(found: list[dict]) -> str:
+    """The figures as Markdown."""
+    lines = [
+        "# The Triton kernels' machine code",
+        "",
+        f"Written by `python tests/triton/aot.py --write` with triton {triton.__version__}, without a GPU; the",
+        "tests compare with it. Five signals (loss, entropy, grad_norm, confidence, margin) unless it says ten.",
+        "`spills`: bytes of local memory (sm) or vector registers spilled (gfx). `wide loads`: 128-bit loads.",
+        "`an element`: warp instructions for 32 logits, in the hot loop of long rows, in everything where rows fit",
+        "into a program; not counted for gfx942, nor where `long_rows` only merges what `row_segments` summed.",
+        "",
+        "| " + " | ".join(COLUMNS) + " |",
+        "|" + "---|" * len(COLUMNS),
+    ]
+    for entry in found:
+        cells = ("" if entry[column] is None else str(entry[column]) for column in COLUMNS)
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def committed() -> tuple[str, dict[tuple[str, str, str], dict]]:
+    """The triton version of the committed table, and its rows by (kernel, dtype, target)."""
+    text = TABLE.read_text()
+    rows = {}
+    for line in text.splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if len(cells) == len(COLUMNS) and cells[2] in TARGETS:
+            numbers = (float(cell) if cell else None for cell in cells[3:])
+            rows[tuple(cells[:3])] = dict(zip(COLUMNS[3:], numbers, strict=True))
+    return re.search(r"with triton ([\d.]+)", text)[1], rows
+
+
+if __name__ == "__main__":
+    measured = figures()
+    if "--write" in sys.argv:
+        TABLE.parent.mkdir(parents=True, exist_ok=True)
+        TABLE.write_text(table(measured))
+    else:
+        version, rows = committed()
+        report = {
+            "version": triton.__version__,
+            "measured": measured,
+            "committed version": version,
+            "committed": [dict(zip(COLUMNS, key, strict=False)) | row for key, row in rows.items()],
+            "layouts": {variant: sum_layouts(variant) for variant in ("scores 1000", "scores 1000, few rows")},
+        }
+        print(json.dumps(report))
