@@ -104,21 +104,25 @@ TORCHASSAY_INLINE Segment sums_of(const Span<In>& span, const TwoLargest<T>& top
     // without a rest any point of reference will do: all d are -inf or NaN
     const V<T> u = splat<V<T>>(top.u == -INFINITY ? T(0) : top.u);
     const int64_t whole = columns / (2 * n) * (2 * n);
+    // what comes four rows or segments further in memory arrives while this one is computed
+    const auto ahead = [&](int64_t j, int64_t count) {
+        for (int64_t line = 0; line < count * int64_t(sizeof(In)); line += 64)
+            __builtin_prefetch(reinterpret_cast<const char*>(x + j + 4 * columns) + line);
+    };
     const V<T> zero{};
     F64 R{}, T_sum{}, Q{};
     for (int64_t j = 0; j < columns;) {
         const int64_t stop = j + kFlush < whole ? j + kFlush : whole;
         Sums<V<T>> sums;
         for (; j + 4 * n <= stop; j += 4 * n) {
-            // what comes two rows or segments further in memory arrives while this is computed
-            for (int64_t line = 0; line < int64_t(4 * n * sizeof(In)); line += 64)
-                __builtin_prefetch(reinterpret_cast<const char*>(x + j + 2 * columns) + line);
+            ahead(j, 4 * n);
             const Pair<V<T>> first = load_pair<T>(x + j), second = load_pair<T>(x + j + 2 * n);
             V<T> d[4] = {min_or_second(zero, first.a - u), min_or_second(zero, first.b - u),
                          min_or_second(zero, second.a - u), min_or_second(zero, second.b - u)};
             add_exp<kEntropy, kNorm>(sums, d);
         }
         for (; j < stop || (j == whole && j < columns); j += 2 * n) {
+            ahead(j, 2 * n);
             const Pair<V<T>> pair = j < whole ? load_pair<T>(x + j) : load_pair_tail<T>(x + j, int(columns - j));
             V<T> d[2] = {min_or_second(zero, pair.a - u), min_or_second(zero, pair.b - u)};
             add_exp<kEntropy, kNorm>(sums, d);
