@@ -15,6 +15,7 @@ from torch import Tensor
 from torchassay.scores import BIT, SIGNALS, TARGET_SIGNALS, Scores
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_INTS = (int, torch.SymInt)  # under compile
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
@@ -74,10 +75,12 @@ def score(
     if names is None:
         names = ("entropy", "confidence", "margin") if target is None else ("loss", "entropy", "grad_norm")
     names = signals(function, names, target is not None, labelled)
-    bits = 0
+    bits, ordered = 0, True
     for name in names:
+        ordered = ordered and BIT[name] > bits
         bits |= BIT[name]
-    return Call(names, tuple(name for name in SIGNALS if bits & BIT[name]), bits, dim, plain)
+    in_order = names if ordered else tuple(name for name in SIGNALS if bits & BIT[name])
+    return Call(names, in_order, bits, dim, plain)
 
 
 def cross_entropy(
@@ -201,7 +204,7 @@ def signals(function: str, names: Sequence[str] | str, with_target: bool, labell
 
 
 def ignored_index(function: str, ignore_index: int) -> None:
-    if isinstance(ignore_index, bool) or not isinstance(ignore_index, int | torch.SymInt):
+    if isinstance(ignore_index, bool) or not isinstance(ignore_index, _INTS):
         raise InputTypeError(f"{function}: ignore_index must be an int, got {type(ignore_index).__name__}")
 
 
