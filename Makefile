@@ -16,7 +16,7 @@ test: $(VENV)/built
 	$(BIN)/pytest
 
 bench: $(VENV)/built
-	$(BIN)/pytest benchmarks -o "python_files=bench_*.py" -p no:cacheprovider --benchmark-quiet
+	$(BIN)/pytest benchmarks -o "python_files=bench_*.py" -p no:cacheprovider --benchmark-quiet -W default
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check $(PY)

@@ -42,7 +42,7 @@ def main() -> int:
         return failed
     pytest = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider")
     failed = run(*pytest, "tests", PYTHONPATH=str(TARGET))
-    bench = ("benchmarks", "-o", "python_files=bench_*.py", "--benchmark-quiet")
+    bench = ("benchmarks", "-o", "python_files=bench_*.py", "--benchmark-quiet", "-W", "default")
     return run(*pytest, *bench, PYTHONPATH=str(TARGET)) or failed
 
 

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import threading
 import warnings
 
 import pytest
@@ -179,3 +180,28 @@ def test_import_takes_neither_triton_nor_a_compiler():
     code = "import sys, torchassay; assert 'triton' not in sys.modules or 'torch._inductor' in sys.modules; print('ok')"
     found = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=120)
     assert found.stdout == "ok\n", found.stderr
+
+
+def test_the_native_kernels_let_other_python_threads_run():
+    if module.native is None:
+        pytest.skip("the C++ extension is not built")
+    x, done = torch.randn(4000, 4000), threading.Event()
+
+    def score():
+        for _ in range(5):
+            ta.score(x, backend="native")
+        done.set()
+
+    thread = threading.Thread(target=score)
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(10)  # nobody is made to give the lock up
+    try:
+        thread.start()
+        turns = 0
+        while not done.is_set():
+            turns += 1
+            done.wait(1e-4)
+    finally:
+        sys.setswitchinterval(before)
+        thread.join()
+    assert turns > 20  # one for each call, were the lock held

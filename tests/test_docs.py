@@ -1,0 +1,45 @@
+"""What the documentation shows is what happens."""
+
+import doctest
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+import torchassay as ta
+from torchassay import functional
+
+ROOT = Path(__file__).parent.parent
+BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+
+
+def test_docstring_examples():
+    result = doctest.testmod(functional)
+    assert result.attempted >= 6 and result.failed == 0
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=range(len(BLOCKS)))
+def test_readme_code_runs(block, capsys):
+    names = {
+        "torch": torch,
+        "F": F,
+        "ta": ta,
+        "logits": torch.randn(128, 10, requires_grad=True),
+        "target": torch.randint(10, (128,)),
+        "tokens": torch.randint(10, (128,)),
+    }
+    exec(block, names)
+    if "hard" in names:
+        assert names["hard"].shape == (64,) and names["s"].signals == ("loss", "entropy", "grad_norm")
+        assert names["logits"].grad is not None
+    if "logp" in names:
+        torch.testing.assert_close(
+            names["logp"], F.log_softmax(names["logits"], -1).gather(1, names["tokens"][:, None])[:, 0]
+        )
+
+
+def test_readme_lists_every_signal():
+    text = (ROOT / "README.md").read_text()
+    for name in ta.SIGNALS:
+        assert f"`{name}`" in text, name
