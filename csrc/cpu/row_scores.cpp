@@ -433,6 +433,10 @@ void score_rows(ScoreJob& job, int64_t begin, int64_t end) {
         for (int lane = 0; lane < n; ++lane)
             rows[lane] = lane < count ? cursor.next() : rows[0];  // spare lanes repeat the first row
         transpose<T, In>(rows, classes, block);
+        for (int lane = 0; lane < n; ++lane) {  // the next rows arrive while these are computed
+            const char* next = reinterpret_cast<const char*>(rows[lane] + n * job.rows.inner_stride);
+            for (int64_t line = 0; line < classes * int64_t(sizeof(In)); line += 64) __builtin_prefetch(next + line);
+        }
         const RowState<V<T>> state = lanes_state<T>(job, block);
         finish_rows<T, In>(job, rows, i, count, state);
         if (prediction)

@@ -14,13 +14,8 @@ class RowScores(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, input, target, dim, ignore_index, signals, differentiable, function, backend):
-        *packed, stats = ops.row_scores(input, target, dim, ignore_index, signals | STATS, function, backend)
+        *outputs, stats = ops.row_scores(input, target, dim, ignore_index, signals | STATS, function, backend)
         names = [name for name in SIGNALS if signals & BIT[name]]
-        # what carries a gradient gets memory of its own: a view of the packed signals could not be changed in place
-        outputs = [
-            output.clone() if differentiable & BIT[name] else output
-            for name, output in zip(names, ops.unpack(packed, signals), strict=True)
-        ]
         fixed = [output for name, output in zip(names, outputs, strict=True) if not differentiable & BIT[name]]
         ctx.mark_non_differentiable(*fixed)
         ctx.set_materialize_grads(False)

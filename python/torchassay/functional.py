@@ -232,5 +232,4 @@ def _row_outputs(
     backend = backend or (UNDER_COMPILE if torch.compiler.is_compiling() else "")
     if input.requires_grad and torch.is_grad_enabled():
         return autograd.RowScores.apply(input, target, dim, ignore_index, signals, differentiable, function, backend)
-    packed = ops.row_scores(input, target, dim, ignore_index, signals, function, backend)
-    return ops.unpack(packed, signals)
+    return ops.row_scores(input, target, dim, ignore_index, signals, function, backend)

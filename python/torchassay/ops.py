@@ -30,32 +30,24 @@ _SLOTS = (*(BIT[name] for name in SIGNALS), STATS)  # csrc/api.h, enum Slot
 _PREDICTION_SLOT, _STATS_SLOT = SIGNALS.index("prediction"), len(SIGNALS)
 
 
-_FLOAT_BITS = BIT["prediction"] - 1
-
-
 @functools.cache
 def _asked(signals: int) -> tuple[int, ...]:
     return tuple(slot for slot, bit in enumerate(_SLOTS) if signals & bit)
 
 
-def _empty_outputs(input: Tensor, dim: int, signals: int) -> list[Tensor]:
-    """One tensor [K, ...] for the K signals with a float value, then prediction, then the stats, where asked for."""
+def _empty_outputs(input: Tensor, dim: int, asked: tuple[int, ...]) -> list[Tensor]:
     shape = input.shape[:dim] + input.shape[dim + 1 :]
     dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
-    count = (signals & _FLOAT_BITS).bit_count()
-    outputs = []
-    if count:
-        outputs.append(torch.empty((count, *shape), dtype=dtype, device=input.device))
-    if signals & BIT["prediction"]:
-        outputs.append(torch.empty(shape, dtype=torch.int64, device=input.device))
-    if signals & STATS:
-        outputs.append(torch.empty((6, *shape), dtype=dtype, device=input.device))
+    outputs, last = [], None
+    for slot in asked:
+        if slot == _PREDICTION_SLOT:
+            outputs.append(torch.empty(shape, dtype=torch.int64, device=input.device))
+        elif slot == _STATS_SLOT:
+            outputs.append(torch.empty((6, *shape), dtype=dtype, device=input.device))
+        else:  # empty_like is the cheapest way to a second one; one tensor for all would be fresh pages in every call
+            last = torch.empty(shape, dtype=dtype, device=input.device) if last is None else torch.empty_like(last)
+            outputs.append(last)
     return outputs
-
-
-def unpack(packed: list[Tensor], signals: int) -> list[Tensor]:
-    """What `row_scores` returns as one tensor a bit, in the order of the bits."""
-    return [*packed[0].unbind(0), *packed[1:]] if signals & _FLOAT_BITS else packed
 
 
 def _empty_grad(input: Tensor, dim: int) -> Tensor:
@@ -112,10 +104,9 @@ def _row_scores(
     if backend == "reference":
         if target is not None:
             checks.class_range(function, target, input.shape[dim], ignore_index)
-        outputs = reference.row_scores(input, target, dim, ignore_index, signals)
-        count = (signals & _FLOAT_BITS).bit_count()
-        return [torch.stack(outputs[:count]), *outputs[count:]] if count else outputs
-    outputs = _empty_outputs(input, dim, signals)
+        return reference.row_scores(input, target, dim, ignore_index, signals)
+    asked = _asked(signals)
+    outputs = _empty_outputs(input, dim, asked)
     if not outputs or input.numel() == 0:
         return outputs
     rows, *layout = _layout(input, dim)
@@ -124,7 +115,7 @@ def _row_scores(
         from torchassay.triton_kernels.row_scores import row_scores
 
         slots = [None] * len(_SLOTS)
-        for slot, output in zip(_asked(signals), unpack(outputs, signals), strict=True):
+        for slot, output in zip(asked, outputs, strict=True):
             slots[slot] = output.view(6, -1) if slot == _STATS_SLOT else output.view(-1)
         outer, inner, classes, *strides = layout
         rows = rows.as_strided((outer, inner, classes), (*strides, 1))
@@ -134,13 +125,8 @@ def _row_scores(
             checks.class_range(function, target, classes, ignore_index)
         return outputs
     pointers = [0] * len(_SLOTS)
-    step = rows.numel() // layout[2] * outputs[0].element_size()
-    for place, slot in enumerate(_asked(signals & _FLOAT_BITS)):
-        pointers[slot] = outputs[0].data_ptr() + place * step
-    if signals & BIT["prediction"]:
-        pointers[_PREDICTION_SLOT] = outputs[-2 if signals & STATS else -1].data_ptr()
-    if signals & STATS:
-        pointers[_STATS_SLOT] = outputs[-1].data_ptr()
+    for slot, output in zip(asked, outputs, strict=True):
+        pointers[slot] = output.data_ptr()
     address, wide = (0, False) if target is None else (target.data_ptr(), target.dtype == torch.int64)
     threads = torch.get_num_threads()
     call = rows.data_ptr(), _DTYPES[input.dtype], *layout, address, wide, ignore_index, pointers, threads
@@ -201,7 +187,7 @@ torch.library.impl("torchassay::row_grads", "CompositeExplicitAutograd", _row_gr
 
 @torch.library.register_fake("torchassay::row_scores")
 def _(input, target, dim, ignore_index, signals, function, backend):
-    return _empty_outputs(input, dim, signals)
+    return _empty_outputs(input, dim, _asked(signals))
 
 
 @torch.library.register_fake("torchassay::row_grads")
