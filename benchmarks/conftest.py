@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import itertools
 import json
 import re
 import statistics
@@ -14,24 +15,26 @@ import torch
 from clock import DEVICE, machine, milliseconds
 
 RESULTS = Path(__file__).parent / "results"
-ROUNDS = 21
+ROUNDS = 41
 
 _tables: dict[str, list[dict]] = {}
 
 
 @pytest.fixture
 def race(benchmark):
-    """``race({name: call})``: the median milliseconds of each call, all taken in turn in every round.
+    """``race({name: call})``: the median milliseconds of each call, all taken in every round, in changing order.
 
-    In turn, because this way they share whatever else the machine does; the benchmark's own figure is a whole round.
+    Side by side, because this way they share whatever else the machine does; the benchmark's own figure is a round.
     """
 
     def run(calls: dict[str, Callable[[], object]], rounds: int = ROUNDS) -> dict[str, float]:
         times: dict[str, list[float]] = {name: [] for name in calls}
 
+        orders = itertools.cycle(itertools.permutations(calls))  # who ran before decides what the caches hold
+
         def one_round():
-            for name, call in calls.items():
-                times[name].append(milliseconds(call))
+            for name in next(orders):
+                times[name].append(milliseconds(calls[name]))
 
         for call in calls.values():
             call()
@@ -69,7 +72,8 @@ def pytest_terminal_summary(terminalreporter):
     if not _tables:
         return
     about = f"{machine()}; torch {torch.__version__}; {datetime.date.today().isoformat()}"
-    parts = [f"# Benchmarks\n\n{about}. Median of {ROUNDS} rounds, contenders taken in turn, each verified first."]
+    how = f"Median of {ROUNDS} rounds, contenders taken in changing order, each verified first."
+    parts = [f"# Benchmarks\n\n{about}. {how}"]
     parts += [f"## {topic}\n\n{_table(rows)}" for topic, rows in _tables.items()]
     text = "\n\n".join(parts) + "\n"
     name = "cpu" if DEVICE == "cpu" else re.sub(r"[^a-z0-9]+", "-", machine().lower()).strip("-")

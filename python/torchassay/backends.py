@@ -60,18 +60,17 @@ def why_not(backend: str, device: str, dtype: torch.dtype, plain: bool) -> str:
 
 def choose(function: str, device: str, dtype: torch.dtype, forced: str, plain: bool = True) -> str:
     """The backend of a call; raises RuntimeError if the forced one can't take it, warns if it must be the reference."""
-    silent = forced == UNDER_COMPILE or torch.compiler.is_compiling()
-    forced = _forced(function, "" if forced == UNDER_COMPILE else forced)
-    if forced:
-        reason = why_not(forced, device, dtype, plain)
+    wanted = _forced(function, "" if forced == UNDER_COMPILE else forced)
+    if wanted:
+        reason = why_not(wanted, device, dtype, plain)
         if reason:
-            raise RuntimeError(f"{function}: backend '{forced}' is not available for this call: {reason}")
-        return forced
+            raise RuntimeError(f"{function}: backend '{wanted}' is not available for this call: {reason}")
+        return wanted
     preferred = PREFERRED.get(device, "reference")
     reason = why_not(preferred, device, dtype, plain)
     if not reason:
         return preferred
-    if reason not in _warned and not silent:
+    if reason not in _warned and forced != UNDER_COMPILE and not torch.compiler.is_compiling():
         _warned.add(reason)
         warnings.warn(f"{function} takes the slow reference: {reason}", BackendFallback, stacklevel=_caller_level())
     return "reference"

@@ -61,8 +61,9 @@ def score(
         ['0.1269', '9.358e-14']
     """
     call = checks.score("score", input, target, signals, dim, weight, ignore_index, label_smoothing)
-    options = target, call, weight, ignore_index, label_smoothing
-    return call.scores(_outputs("score", input.detach(), *options, backend, 0))
+    input = input.detach() if input.requires_grad else input
+    arguments = "score", input, target, call, weight, ignore_index, label_smoothing
+    return call.scores(_outputs(*arguments, backend, 0))
 
 
 def cross_entropy(

@@ -125,7 +125,7 @@ def _row_scores(
             checks.class_range(function, target, classes, ignore_index)
         return outputs
     pointers = [0] * len(_SLOTS)
-    for slot, output in zip(asked, outputs, strict=True):
+    for slot, output in zip(asked, outputs):  # noqa: B905 - of one length, and in the way of every call
         pointers[slot] = output.data_ptr()
     address, wide = (0, False) if target is None else (target.data_ptr(), target.dtype == torch.int64)
     threads = torch.get_num_threads()
