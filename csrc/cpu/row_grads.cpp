@@ -5,7 +5,8 @@
 // p_j is e^(x_j - u) z / (1 + r) for every class but the top: m - x_j of a confident row is rounded, x_j - u of the
 // classes that matter is not.
 #include "kernels.h"
-#include "vec.h"
+#include "vec_math.h"
+#include "vec_memory.h"
 
 namespace torchassay {
 namespace {

@@ -1,0 +1,111 @@
+// exp, expm1 and log1p on vectors of float or double, where the kernels need them: e^x and e^x - 1 for x <= 0, log(1 +
+// r) for r >= 0.
+#pragma once
+#include "vec.h"
+
+namespace torchassay {
+namespace {
+
+template <class V>
+struct Reduced {
+    V f;      // x - n ln 2, in [-ln 2 / 2, ln 2 / 2]
+    V scale;  // 2^n, exactly 0 for x at or below kLowest
+};
+
+// Below it e^x is exactly 0, also times x; NaN passes.
+template <class V>
+TORCHASSAY_INLINE V clamp_exponent(V x) {
+    return max_or_second(splat<V>(Simd<Element<V>>::kLowest), x);
+}
+
+template <class V>
+TORCHASSAY_INLINE Reduced<V> reduce(V x) {
+    using S = Simd<Element<V>>;
+    using I = typename S::I;
+    x = clamp_exponent(x);
+    const V biased = splat<V>(S::kMagic + S::kBias);
+    const V shifted = fused(x, splat<V>(Element<V>(1.4426950408889634)), biased);
+    const V n = shifted - biased;
+    const V scale = V(I(shifted) << S::kMantissa);  // the low bits of `shifted` are n + bias
+    return {fused(n, splat<V>(-S::kLn2Low), fused(n, splat<V>(-S::kLn2High), x)), scale};
+}
+
+// (e^f - 1) / f by Taylor's series, good to the last bit for |f| <= ln 2 / 2
+template <class V>
+TORCHASSAY_INLINE V exp_series(V f) {
+    using T = Element<V>;
+    T coefficient[Simd<T>::kExpTerms];
+    T factorial = 1;
+    for (int i = 0; i < Simd<T>::kExpTerms; ++i) factorial *= T(i + 1), coefficient[i] = T(1) / factorial;
+    V q = splat<V>(coefficient[Simd<T>::kExpTerms - 1]);
+    for (int i = Simd<T>::kExpTerms - 2; i >= 0; --i) q = fused(q, f, splat<V>(coefficient[i]));
+    return q;
+}
+
+template <class V>
+TORCHASSAY_INLINE V exp_nonpositive(V x) {
+    const Reduced<V> a = reduce(x);
+    return fused(a.f, exp_series(a.f), splat<V>(1)) * a.scale;
+}
+
+template <class V>
+TORCHASSAY_INLINE V expm1_nonpositive(V x) {
+    const Reduced<V> a = reduce(x);
+    return fused(a.scale, a.f * exp_series(a.f), a.scale - 1);
+}
+
+// log(1 + r); c is 1 / (1 + r), which the caller has.
+template <class V>
+TORCHASSAY_INLINE V log1p_nonnegative(V r, V c) {
+    using T = Element<V>;
+    using S = Simd<T>;
+    using I = typename S::I;
+    const V w = r + 1;
+    const V back = w - 1;
+    const V lost = ((splat<V>(1) - (w - back)) + (r - back)) * c;  // what rounding 1 + r lost, as part of the logarithm
+    // w = 2^n f with f in [sqrt 1/2, sqrt 2)
+    const typename S::Int one_bits = typename S::Int(S::kBias) << S::kMantissa;
+    const I shifted = I(w) + (one_bits - S::kSqrtHalf);
+    const I exponent = (shifted >> S::kMantissa) - S::kBias;
+    const I mantissa = (shifted & ((typename S::Int(1) << S::kMantissa) - 1)) + S::kSqrtHalf;
+    const V f = V(mantissa), n = __builtin_convertvector(exponent, V);
+    const V s = (f - 1) / (f + 1), s2 = s * s;
+    V series = splat<V>(T(1) / T(2 * S::kLogTerms + 1));
+    for (int i = S::kLogTerms - 1; i >= 0; --i) series = fused(series, s2, splat<V>(T(1) / T(2 * i + 1)));
+    const V low = fused(n, splat<V>(S::kLn2Low), lost);
+    const V value = fused(n, splat<V>(S::kLn2High), fused(s + s, series, low));
+    return select(r - r == 0, value, r);  // NaN passes; the integer arithmetic above does not see it
+}
+
+// The exp of the inner loops, of K clamped vectors: one step of reduction, error 1e-7, e^0 exactly 1. Step by step over
+// all K, because that is the order the processor gets: one chain after the other would fill its queues with waiting
+// work.
+template <int K>
+TORCHASSAY_INLINE void exp_fast(const F32 (&x)[K], F32 (&e)[K]) {
+#if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
+    // minimax of degree 5 on [-ln 2 / 2, ln 2 / 2], value 1 at 0
+    constexpr float coefficient[] = {0.0418981761f, 0.166676387f, 0.499991477f, 0.999999702f, 1.0f};
+    const F32 biased = splat<F32>(Simd<float>::kMagic + Simd<float>::kBias);
+    F32 shifted[K], f[K];
+    for (int i = 0; i < K; ++i) shifted[i] = fused(x[i], splat<F32>(1.44269504f), biased);
+    for (int i = 0; i < K; ++i) f[i] = shifted[i] - biased;
+    for (int i = 0; i < K; ++i) f[i] = fused(f[i], splat<F32>(-0.693147181f), x[i]);
+    for (int i = 0; i < K; ++i) e[i] = fused(splat<F32>(0.00829027779f), f[i], splat<F32>(coefficient[0]));
+    for (int q = 1; q < 5; ++q)
+        for (int i = 0; i < K; ++i) e[i] = fused(e[i], f[i], splat<F32>(coefficient[q]));
+    for (int i = 0; i < K; ++i) e[i] *= F32(I32(shifted[i]) << 23);
+#else
+    for (int i = 0; i < K; ++i) e[i] = exp_nonpositive(x[i]);  // unfused, one step of reduction is not enough
+#endif
+}
+template <int K>
+TORCHASSAY_INLINE void exp_fast(const F64 (&x)[K], F64 (&e)[K]) {
+    for (int i = 0; i < K; ++i) e[i] = exp_nonpositive(x[i]);
+}
+
+// One double, for the few merges of long rows.
+TORCHASSAY_INLINE double exp_nonpositive(double x) { return std::exp(x); }
+TORCHASSAY_INLINE double select(bool condition, double yes, double no) { return condition ? yes : no; }
+
+}  // namespace
+}  // namespace torchassay
