@@ -205,3 +205,25 @@ def test_the_native_kernels_let_other_python_threads_run():
         sys.setswitchinterval(before)
         thread.join()
     assert turns > 20  # one for each call, were the lock held
+
+
+FORK = """
+import os, signal, torch, torchassay as ta
+signal.alarm(60)
+x = torch.randn(4000, 1000)
+torch.set_num_threads(2)
+before = ta.score(x, backend="native").entropy  # OpenMP's threads are up; a child has none of them
+child = os.fork()
+if child == 0:
+    same = [(ta.score(x, backend="native").entropy.numpy() == before.numpy()).all() for _ in range(3)]
+    os._exit(0 if all(same) else 3)
+print(os.waitpid(child, 0)[1])
+"""
+
+
+def test_a_forked_child_starts_threads_of_its_own():
+    if module.native is None:
+        pytest.skip("the C++ extension is not built")
+    command = [sys.executable, "-W", "ignore", "-c", FORK]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (result.stdout, result.returncode) == ("0\n", 0), result.stderr
