@@ -52,7 +52,11 @@ TORCHASSAY_INLINE void columns_of(const RowTerms<T>& terms, const In* x, In* out
     const Entry<T, kLossGrad, kEntropyGrad> entry(terms);
     int64_t j = 0;
     for (; j + n <= columns; j += n) store<T>(out + j, entry(load<T>(x + j)));
-    if (j < columns) store_tail<T>(out + j, entry(load_tail<T>(x + j, int(columns - j))), int(columns - j));
+    if (j == columns) return;
+    if (columns > n)  // the last vector overlaps the one before and writes some entries again, the same
+        store<T>(out + columns - n, entry(load<T>(x + columns - n)));
+    else
+        store_tail<T>(out + j, entry(load_tail<T>(x + j, int(columns - j))), int(columns - j));
 }
 
 template <class T>
