@@ -66,4 +66,17 @@ inline __attribute__((always_inline)) int64_t target_at(const Targets& targets, 
     return targets.wide ? static_cast<const int64_t*>(targets.data)[i] : static_cast<const int32_t*>(targets.data)[i];
 }
 
+// Calls function<type to compute in, type in memory>(job, ...) for the rows of `job`.
+#define TORCHASSAY_BY_DTYPE(function, ...)                      \
+    switch (job.rows.dtype) {                                   \
+        case Dtype::kFloat32:                                   \
+            return function<float, float>(job, __VA_ARGS__);    \
+        case Dtype::kFloat64:                                   \
+            return function<double, double>(job, __VA_ARGS__);  \
+        case Dtype::kBfloat16:                                  \
+            return function<float, Bfloat16>(job, __VA_ARGS__); \
+        case Dtype::kFloat16:                                   \
+            return function<float, Float16>(job, __VA_ARGS__);  \
+    }
+
 }  // namespace torchassay

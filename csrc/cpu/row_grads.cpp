@@ -120,16 +120,7 @@ void grad_columns(const GradJob& job, int64_t row, int64_t begin, int64_t end) {
 
 namespace TORCHASSAY_ISA {
 void grad_columns_any(const GradJob& job, int64_t row, int64_t begin, int64_t end) {
-    switch (job.rows.dtype) {
-        case Dtype::kFloat32:
-            return grad_columns<float, float>(job, row, begin, end);
-        case Dtype::kFloat64:
-            return grad_columns<double, double>(job, row, begin, end);
-        case Dtype::kBfloat16:
-            return grad_columns<float, Bfloat16>(job, row, begin, end);
-        case Dtype::kFloat16:
-            return grad_columns<float, Float16>(job, row, begin, end);
-    }
+    TORCHASSAY_BY_DTYPE(grad_columns, row, begin, end)
 }
 }  // namespace TORCHASSAY_ISA
 }  // namespace torchassay

@@ -167,17 +167,6 @@ void score_segment(const ScoreJob& job, int64_t row, int64_t segment, Segment* o
     *out = sums_of<T, In>(job, span, top_of<T, In>(span));
 }
 
-#define TORCHASSAY_BY_DTYPE(function, ...)                      \
-    switch (job.rows.dtype) {                                   \
-        case Dtype::kFloat32:                                   \
-            return function<float, float>(job, __VA_ARGS__);    \
-        case Dtype::kFloat64:                                   \
-            return function<double, double>(job, __VA_ARGS__);  \
-        case Dtype::kBfloat16:                                  \
-            return function<float, Bfloat16>(job, __VA_ARGS__); \
-        case Dtype::kFloat16:                                   \
-            return function<float, Float16>(job, __VA_ARGS__);  \
-    }
 }  // namespace
 
 namespace TORCHASSAY_ISA {

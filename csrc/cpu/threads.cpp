@@ -112,7 +112,8 @@ using Parallel = void (*)(void (*)(void*), void*, unsigned threads, unsigned fla
 
 Parallel openmp() {
     static const auto found = reinterpret_cast<Parallel>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
-    return forked.load() || registered ? nullptr : found;
+    const bool unsafe = forked.load() || registered != 0;  // or: nobody would tell us of a fork
+    return unsafe ? nullptr : found;
 }
 
 }  // namespace

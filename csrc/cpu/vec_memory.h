@@ -99,12 +99,6 @@ TORCHASSAY_INLINE Pair<typename Simd<T>::V> load_pair_tail(const In* p, int n) {
     return load_pair<T>(padded);
 }
 
-// Column of lane `lane` of the half-th vector of a pair, counted from the pair's first column; and back.
-template <class T, class In>
-TORCHASSAY_INLINE int column_in_pair(int half, int lane) {
-    return kInterleaved<In> ? 2 * lane + half : half * Simd<T>::kLanes + lane;
-}
-
 template <class T, class Out>
 TORCHASSAY_INLINE void store(Out* p, typename Simd<T>::V v) {
     if constexpr (sizeof(Out) == sizeof(T)) {

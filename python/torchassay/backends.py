@@ -12,7 +12,6 @@ import sys
 import warnings
 
 import torch
-from torch import Tensor
 
 from torchassay import checks
 
@@ -111,10 +110,3 @@ def backends() -> str:
         reason = why_not(name, "cpu" if name == "native" else device, torch.float32, True)
         rows.append(f"{name:<10} {where:<9} {'no: ' + reason if reason else 'yes'}")
     return "\n".join([f"{'backend':<10} {'runs on':<9} available", *rows])
-
-
-def usable(input: Tensor) -> list[str]:
-    """The backends that can take ``input`` without options, the preferred one first."""
-    preferred = PREFERRED.get(input.device.type, "reference")
-    names = [preferred, *(name for name in BACKENDS if name != preferred)]
-    return [name for name in names if not why_not(name, input.device.type, input.dtype, True)]

@@ -142,8 +142,7 @@ def log_prob(
     dim, several = checks.log_prob(function, input, target, dim, ignore_index)
     if several:
         checks.class_range(function, target, input.shape[dim], ignore_index, target.shape[-1])
-        backend = backend or (UNDER_COMPILE if torch.compiler.is_compiling() else "")
-        return autograd.LogProbs.apply(input, target, dim, ignore_index, function, backend)
+        return autograd.LogProbs.apply(input, target, dim, ignore_index, function, _for_op(backend))
     bits = BIT["loss"]
     return -_row_outputs(function, input, target, dim, ignore_index, bits, backend, bits)[0]
 
@@ -220,6 +219,10 @@ def _outputs(
     return reference.option_scores(input, target, call.dim, weight, ignore_index, label_smoothing, call.signals)
 
 
+def _for_op(backend: str | None) -> str:
+    return backend or (UNDER_COMPILE if torch.compiler.is_compiling() else "")
+
+
 def _row_outputs(
     function: str,
     input: Tensor,
@@ -230,7 +233,7 @@ def _row_outputs(
     backend: str | None,
     differentiable: int,  # bits of the signals that carry a gradient
 ) -> Sequence[Tensor]:
-    backend = backend or (UNDER_COMPILE if torch.compiler.is_compiling() else "")
+    backend = _for_op(backend)
     if input.requires_grad and torch.is_grad_enabled():
         return autograd.RowScores.apply(input, target, dim, ignore_index, signals, differentiable, function, backend)
     return ops.row_scores(input, target, dim, ignore_index, signals, function, backend)
