@@ -77,10 +77,10 @@ TORCHASSAY_HD Finished<F> finish(const RowState<F>& s, F infinity) {
     return f;
 }
 
-// mu = t / (1 + r); the entropy is log_c + mu.
+// mu = t / (1 + r); the entropy is log_c + mu. Where z underflowed, g R may have overflowed.
 template <class F>
 TORCHASSAY_HD F entropy_offset(const Finished<F>& f, const RowState<F>& s) {
-    return f.z * (s.T + f.g * s.R) * f.c;
+    return select(f.z == F{}, F{}, f.z * (s.T + f.g * s.R) * f.c);
 }
 
 template <class F>

@@ -40,6 +40,20 @@ def test_case_03_all_logits_far_below_zero(classes, place):
     oracle.check(place, score(place, x, y), oracle.signals(x, y), x)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("classes", [10, 1000])
+def test_a_top_far_above_the_lowest_number(classes, dtype, place):
+    """The gap times the sum of the rest overflows; the rest itself has long been 0."""
+    if dtype not in place.dtypes:
+        pytest.skip(f"{place}: no {dtype}")
+    x = torch.full((2, classes), torch.finfo(dtype).min, dtype=dtype)
+    x[0, 3] = 1
+    found = score(place, x, torch.tensor([3, 3]))
+    uniform = torch.tensor(float(classes)).log().item()
+    assert (found.entropy[0], found.loss[0], found.grad_norm[0], found.prediction[0]) == (0, 0, 0, 3)
+    assert [found.entropy[1].item(), found.loss[1].item()] == pytest.approx([uniform, uniform], rel=1e-6)
+
+
 @pytest.mark.parametrize("shift", [1e3, 1e4, -1e4])
 def test_case_04_shift_invariance_is_bitwise(shift, place):
     """Logits on a grid of 2^-9 stay exact when shifted, so only lse may change."""

@@ -78,7 +78,7 @@ def row_scores(
     x = _rows(input, dim)
     s = state(x)
     log_c = torch.log1p(s.r)  # -log p_k
-    mu = s.z * (s.T + s.g * s.R) * s.c
+    mu = s.z * (s.T + s.g.clamp(max=1000) * s.R) * s.c  # z is 0 there, and g R might overflow
     margin = torch.where(s.u == -torch.inf, 1, -torch.expm1(-s.g)) * s.c
     found = {
         "entropy": log_c + mu,
