@@ -3,8 +3,8 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV ?= .venv
 BIN := $(VENV)/bin
-SOURCES := setup.py CMakeLists.txt $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp)
-CPP := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp)
+SOURCES := setup.py CMakeLists.txt $(wildcard csrc/*.* csrc/*/*.*)
+CPP := $(wildcard csrc/*.* csrc/*/*.* tests/*/*.h tests/*/*.cpp)
 PY := setup.py python triton_kernels tests benchmarks
 
 .PHONY: demo test bench lint format gpu clean

@@ -56,4 +56,21 @@ const char* cpu_isas();
 const char* cpu_isa();
 bool set_cpu_isa(const char* name);
 
+// The same on NVIDIA GPUs, compiled where there is nvcc: all pointers are to device memory, no float64. They launch and
+// return; a launch that fails throws std::runtime_error. A target out of range makes its row's loss, grad_norm,
+// target_margin and gradient NaN.
+namespace cuda {
+
+struct Place {
+    int device;
+    void* stream;  // cudaStream_t
+};
+
+// Bytes of device memory that row_scores needs besides, aligned to 16.
+int64_t row_scores_workspace(const Rows& rows, int device);
+void row_scores(const Rows& rows, const Targets& targets, void* const out[kSlots], void* workspace, const Place& place);
+void row_grads(const Rows& rows, const Targets& targets, const void* stats, const Upstream& grad_loss,
+               const Upstream& grad_entropy, void* out, const Place& place);
+
+}  // namespace cuda
 }  // namespace torchassay

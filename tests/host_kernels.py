@@ -1,0 +1,97 @@
+"""The CUDA kernels on tensors in CPU memory, run by the program of run_kernels.cpp."""
+
+from __future__ import annotations
+
+import struct
+import subprocess
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torchassay.ops import _layout
+from torchassay.scores import SIGNALS
+
+DTYPES = {torch.float32: 0, torch.bfloat16: 2, torch.float16: 3}  # csrc/api.h, enum Dtype
+SLOTS = (*SIGNALS, "stats")
+
+
+class Kernels(NamedTuple):
+    """The kernels as their launchers start them on a GPU with so many multiprocessors."""
+
+    program: Path
+
+    def scores(
+        self,
+        input: Tensor,  # [..., C]
+        target: Tensor | None = None,  # [N]
+        names: tuple[str, ...] | None = None,
+        ignore_index: int = -100,
+        multiprocessors: int = 132,
+    ) -> dict[str, Tensor]:
+        """Signals by name, each [N] (stats [6, N]); default: all that the target allows."""
+        if names is None:
+            need = () if target is not None else ("loss", "grad_norm", "target_margin")
+            names = tuple(name for name in SLOTS if name not in need)
+        slots = [i for i, name in enumerate(SLOTS) if name in names]
+        asked = sum(1 << slot for slot in slots)
+        found = self._run(_numbers(asked, multiprocessors) + _rows(input) + _targets(target, ignore_index))
+        count, outputs = input[..., 0].numel(), {}
+        for slot in slots:
+            name = SLOTS[slot]
+            dtype = torch.int64 if name == "prediction" else torch.float32
+            shape = (6, count) if name == "stats" else (count,)
+            size = torch.Size(shape).numel() * dtype.itemsize
+            outputs[name] = torch.frombuffer(found[:size], dtype=dtype).reshape(shape)
+            found = found[size:]
+        assert not found
+        return outputs
+
+    def grads(
+        self,
+        input: Tensor,
+        target: Tensor | None,
+        stats: Tensor,
+        grad_loss: Tensor | None,
+        grad_entropy: Tensor | None,
+        ignore_index: int = -100,
+    ) -> Tensor:
+        """The gradient [N, C] in the dtype of the input."""
+        request = _numbers(0, 132) + _rows(input) + _targets(target, ignore_index) + _bytes(stats)
+        for upstream in (grad_loss, grad_entropy):
+            request += _numbers(0, 0) if upstream is None else _numbers(upstream.stride(0)) + _bytes(upstream)
+        found = self._run(request)
+        return torch.frombuffer(found, dtype=input.dtype).reshape(-1, input.shape[-1])
+
+    def _run(self, request: bytes) -> bytearray:
+        done = subprocess.run([self.program], input=request, capture_output=True)
+        assert done.returncode == 0, done.stderr.decode()[-3000:]
+        return bytearray(done.stdout)
+
+
+def _numbers(*values: int) -> bytes:
+    return struct.pack(f"={len(values)}q", *values)
+
+
+def _storage(tensor: Tensor) -> bytes:
+    return torch.empty(0, dtype=torch.uint8).set_(tensor.detach().untyped_storage()).numpy().tobytes()
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    """The storage from the tensor's first element on, and its length before it."""
+    storage = _storage(tensor)[tensor.storage_offset() * tensor.itemsize :]
+    return _numbers(len(storage)) + storage
+
+
+def _rows(input: Tensor) -> bytes:
+    """The rows where they lie in their storage, of which a tensor may see a part."""
+    rows, *layout = _layout(input.detach(), input.dim() - 1)
+    storage = _storage(rows)
+    offset = rows.storage_offset() * rows.itemsize
+    return _numbers(DTYPES[input.dtype], *layout, offset, len(storage)) + storage
+
+
+def _targets(target: Tensor | None, ignore_index: int) -> bytes:
+    if target is None:
+        return _numbers(0, ignore_index, 0)
+    return _numbers(target.dtype == torch.int64, ignore_index) + _bytes(target.contiguous())
