@@ -33,12 +33,48 @@ void grads(uintptr_t data, int dtype, int64_t outer, int64_t inner, int64_t clas
               {pointer(grad_entropy), entropy_stride}, reinterpret_cast<void*>(out), threads);
 }
 
+#ifdef TORCHASSAY_CUDA
+int64_t cuda_workspace(int dtype, int64_t rows, int64_t classes, int device) {
+    return cuda::row_scores_workspace(Rows{nullptr, Dtype(dtype), 1, rows, classes, 0, classes}, device);
+}
+
+void cuda_scores(uintptr_t data, int dtype, int64_t outer, int64_t inner, int64_t classes, int64_t outer_stride,
+                 int64_t inner_stride, uintptr_t target, bool wide, int64_t ignore_index, const py::sequence& out,
+                 uintptr_t workspace, int device, uintptr_t stream) {
+    const Rows rows{pointer(data), Dtype(dtype), outer, inner, classes, outer_stride, inner_stride};
+    void* slots[kSlots];
+    for (int i = 0; i < kSlots; ++i) slots[i] = reinterpret_cast<void*>(out[i].cast<uintptr_t>());
+    py::gil_scoped_release release;
+    cuda::row_scores(rows, Targets{pointer(target), wide, ignore_index}, slots, reinterpret_cast<void*>(workspace),
+                     {device, reinterpret_cast<void*>(stream)});
+}
+
+void cuda_grads(uintptr_t data, int dtype, int64_t outer, int64_t inner, int64_t classes, int64_t outer_stride,
+                int64_t inner_stride, uintptr_t target, bool wide, int64_t ignore_index, uintptr_t stats,
+                uintptr_t grad_loss, int64_t loss_stride, uintptr_t grad_entropy, int64_t entropy_stride, uintptr_t out,
+                int device, uintptr_t stream) {
+    const Rows rows{pointer(data), Dtype(dtype), outer, inner, classes, outer_stride, inner_stride};
+    py::gil_scoped_release release;
+    cuda::row_grads(rows, Targets{pointer(target), wide, ignore_index}, pointer(stats),
+                    {pointer(grad_loss), loss_stride}, {pointer(grad_entropy), entropy_stride},
+                    reinterpret_cast<void*>(out), {device, reinterpret_cast<void*>(stream)});
+}
+#endif
+
 }  // namespace
 
 PYBIND11_MODULE(_native, module, py::mod_gil_not_used()) {
-    module.doc() = "CPU kernels of torchassay";
+    module.doc() = "C++ and CUDA kernels of torchassay";
     module.def("row_scores", &scores);
     module.def("row_grads", &grads);
+#ifdef TORCHASSAY_CUDA
+    module.attr("cuda") = true;  // built with the CUDA kernels; a GPU may still be missing
+    module.def("cuda_row_scores", &cuda_scores);
+    module.def("cuda_row_grads", &cuda_grads);
+    module.def("cuda_row_scores_workspace", &cuda_workspace);
+#else
+    module.attr("cuda") = false;
+#endif
     module.def("cpu_isas", [] { return std::string(cpu_isas()); });
     module.def("cpu_isa", [] { return std::string(cpu_isa()); });
     module.def("set_cpu_isa", [](const std::string& name) {

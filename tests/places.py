@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from torchassay.backends import why_not
+from torchassay.backends import BACKENDS, why_not
 
 
 class Place(NamedTuple):
@@ -25,7 +25,7 @@ class Place(NamedTuple):
     @property
     def double(self) -> bool:
         """It takes float64."""
-        return self.backend != "triton"
+        return self.backend == "reference" or (self.backend == "native" and self.device == "cpu")
 
     @property
     def tolerance(self) -> float:
@@ -57,6 +57,6 @@ class Place(NamedTuple):
 
 PLACES = [Place("native-cpu", "native", "cpu"), Place("reference-cpu", "reference", "cpu")]
 if torch.cuda.is_available():
-    PLACES += [Place("triton-cuda", "triton", "cuda"), Place("reference-cuda", "reference", "cuda")]
+    PLACES += [Place(f"{backend}-cuda", backend, "cuda") for backend in BACKENDS]
 else:
     PLACES += [Place("triton-interpreter", "triton", "cpu")]

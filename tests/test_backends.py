@@ -3,12 +3,14 @@
 import subprocess
 import sys
 import threading
+import types
 import warnings
 
 import pytest
 import scored
 import torch
 import torchassay as ta
+from torchassay import ops
 
 module = sys.modules["torchassay.backends"]  # the attribute of that name is the function
 X, Y = torch.zeros(3, 5), torch.tensor([0, 1, 2])
@@ -61,7 +63,7 @@ def test_forced_triton_without_its_interpreter_or_a_gpu(fresh):
 
 
 def test_forced_triton_with_float64(fresh):
-    expected = "entropy: backend 'triton' is not available for this call: the Triton kernels have no float64"
+    expected = "entropy: backend 'triton' is not available for this call: the GPU kernels have no float64"
     assert message(RuntimeError, ta.entropy, X.double(), backend="triton") == expected
 
 
@@ -72,8 +74,110 @@ def test_forced_triton_that_is_not_installed(fresh):
 
 
 def test_forced_native_on_another_device(fresh):
-    reason = module.why_not("native", "cuda", torch.float32, True)
-    assert reason in ("the native kernels run on the CPU, the input is on cuda", module.native or module._missing)
+    if module.native is None:
+        pytest.skip("the C++ extension is not built")
+    expected = "the native kernels run on the CPU and on NVIDIA GPUs, the input is on xpu"
+    assert module.why_not("native", "xpu", torch.float32, True) == expected
+
+
+@pytest.fixture
+def gpu(fresh):
+    """gpu(cuda=..., capability=...): as if torch saw such a GPU, and the extension had been built with CUDA or not."""
+
+    def seen(cuda=True, capability=(9, 0)):
+        module._why_not_cuda.cache_clear()
+        fresh.setattr(module, "native", types.SimpleNamespace(cuda=cuda))
+        fresh.setattr(torch.cuda, "is_available", lambda: capability is not None)
+        fresh.setattr(torch.version, "cuda", "13.0")
+        fresh.setattr(torch.cuda, "get_device_capability", lambda: capability)
+
+    yield seen
+    module._why_not_cuda.cache_clear()
+
+
+def test_which_gpus_the_native_kernels_take(gpu):
+    def why(dtype=torch.float32):
+        return module.why_not("native", "cuda", dtype, True)
+
+    gpu()
+    assert why() == ""
+    assert why(torch.float64) == "the GPU kernels have no float64"
+    gpu(capability=(7, 5))
+    assert why() == "the CUDA kernels need compute capability 8.0, this GPU has 7.5"
+    gpu(capability=None)
+    assert why() == "torch sees no NVIDIA GPU"
+    gpu(cuda=False)
+    assert why() == "the C++ extension was built without CUDA; reinstall where nvcc is on PATH"
+
+
+def test_a_gpu_tensor_takes_the_rule_then_the_other_then_the_reference(gpu):
+    def chosen(classes, dtype=torch.float32):
+        return module.choose("score", "cuda", dtype, classes, "")
+
+    gpu()
+    gpu_rule = ((10, "native", "triton"), (sys.maxsize, "triton", "native"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "CUDA_RULE", gpu_rule)
+        assert [chosen(classes) for classes in (1, 10, 11)] == ["native", "native", "triton"]
+        assert [chosen(classes, torch.bfloat16) for classes in (10, 11)] == ["triton", "native"]
+    assert {name for rule in module.CUDA_RULE for name in rule[1:]} <= {"native", "triton"}
+    assert chosen(10**6) == module.CUDA_RULE[-1][1]
+    gpu(cuda=False)
+    assert chosen(1000) == "triton"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module.importlib.util, "find_spec", lambda name: None)
+        why = "the C\\+\\+ extension was built without CUDA; reinstall where nvcc is on PATH; triton is not installed"
+        with pytest.warns(ta.BackendFallback, match=f"^score takes the slow reference: {why}$"):
+            assert chosen(1000) == "reference"
+    with pytest.warns(ta.BackendFallback, match="^score takes the slow reference: the GPU kernels have no float64$"):
+        assert chosen(1000, torch.float64) == "reference"
+
+
+@pytest.mark.parametrize("classes", [10, 9000])
+def test_the_cuda_kernels_are_handed_what_the_cpu_kernels_are(classes, fresh):
+    """Without a GPU: the CPU's kernels stand in for those of the GPU, which take a place instead of threads."""
+    native = module.native
+    if native is None:
+        pytest.skip("the C++ extension is not built")
+    seen = []
+
+    def scores(*call):
+        seen.append(call[-3:])
+        native.row_scores(*call[:-3], 1)
+
+    def grads(*call):
+        seen.append(call[-2:])
+        native.row_grads(*call[:-2], 1)
+
+    def workspace(dtype, rows, classes, device):
+        return rows * classes if classes > 8192 else 0
+
+    stand_in = {"cuda_row_scores": scores, "cuda_row_grads": grads, "cuda_row_scores_workspace": workspace}
+    x = torch.randn(2, 3, classes, generator=torch.Generator().manual_seed(112))[:, 1:].requires_grad_()
+    y = torch.tensor([[0, 3], [classes - 1, 5]])
+
+    def results():
+        loss, found = ta.cross_entropy(x, y, dim=-1, signals=ta.SIGNALS, reduction="sum", backend="native")
+        return *found.as_dict().values(), *torch.autograd.grad(loss, x)
+
+    expected = results()
+    fresh.setattr(ops, "native", types.SimpleNamespace(**stand_in))
+    fresh.setattr(ops, "_place", lambda input: (0, 77))
+    fresh.setattr(torch.Tensor, "is_cuda", True)
+    for ours, theirs in zip(results(), expected, strict=True):
+        assert torch.equal(ours, theirs)
+    assert [call[-2:] for call in seen] == [(0, 77), (0, 77)]
+    assert (seen[0][0] != 0) == (classes > 8192)
+
+
+def test_a_launch_that_fails_raises():
+    if module.native is None or not module.native.cuda:
+        pytest.skip("built without CUDA")
+    device = torch.cuda.device_count()  # one past the last
+    with pytest.raises(RuntimeError, match=r"^torchassay: .*: "):
+        module.native.cuda_row_scores_workspace(0, 1, 10, device)
+    with pytest.raises(RuntimeError, match=r"^torchassay: .*: "):
+        module.native.cuda_row_scores(0, 0, 1, 1, 10, 0, 10, 0, False, 0, [0] * 10, 0, device, 0)
 
 
 def test_the_environment_forces_a_backend(no_native):
@@ -125,7 +229,7 @@ def test_explain_with_everything_there(fresh):
     expected = f"reference: cpu tensor, float32\nnot native: {OPTIONS}\nnot triton: {OPTIONS}"
     assert ta.explain(X, Y, label_smoothing=0.1) == expected
     assert ta.explain(X.double(), backend="reference") == (
-        "reference: cpu tensor, float64\nnot triton: the Triton kernels have no float64"
+        "reference: cpu tensor, float64\nnot triton: the GPU kernels have no float64"
     )
 
 
@@ -147,14 +251,15 @@ def test_the_table_of_backends(no_native):
     lines = ta.backends().splitlines()
     assert lines[0].split() == ["backend", "runs", "on", "available"]
     assert lines[1] == f"native     cpu       no: {MISSING}"
-    assert lines[2].startswith("triton ")
-    assert lines[3] == "reference  anything  yes"
+    assert lines[2] == f"native     cuda      no: {MISSING}"
+    assert lines[3].startswith("triton ")
+    assert lines[4] == "reference  anything  yes"
 
 
 def test_the_fast_backend_is_taken(place, fresh):
     """What a call without `backend` gives is, to the bit, what the preferred backend gives."""
     x = torch.randn(5, 300, generator=torch.Generator().manual_seed(110)).to(place.device)
-    if module.PREFERRED.get(place.device) != place.backend:
+    if place.backend not in module.fast_backends(place.device, x.dtype, 300)[:1]:
         pytest.skip(f"{place} is not what a {place.device} tensor takes")
     assert torch.equal(ta.score(x).entropy, ta.score(x, backend=place.backend).entropy)
 

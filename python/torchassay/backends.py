@@ -1,11 +1,12 @@
 """What is available, which backend a call takes, and why not another.
 
-`native` is C++ (CPU), `triton` the Triton kernels (NVIDIA, AMD and Intel GPUs; Triton's interpreter in tests),
-`reference` plain torch (anything). A tensor never moves between devices.
+`native` is C++ (CPU) and CUDA C++ (NVIDIA GPUs), `triton` the Triton kernels (NVIDIA, AMD and Intel GPUs; Triton's
+interpreter in tests), `reference` plain torch (anything). A tensor never moves between devices.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 import sys
@@ -22,7 +23,17 @@ except ImportError as error:
     _missing = f"the C++ extension is not there ({error}); reinstall with a C++ compiler, without TORCHASSAY_NATIVE=0"
 
 BACKENDS = ("native", "triton", "reference")
-PREFERRED = {"cpu": "native", "cuda": "triton", "xpu": "triton"}  # by device type; anything else takes the reference
+FAST = {"cpu": ("native",), "cuda": ("native", "triton"), "xpu": ("triton",)}  # by device type; else the reference
+
+# Which of the two a CUDA tensor takes first, by the number of classes, up to and including. All of it is guessed from
+# the warp instructions a logit (benchmarks/results/static.md and triton_static.md): no GPU has timed the two yet.
+CUDA_RULE = (
+    # classes, float32, bfloat16 and float16
+    (32, "native", "native"),  # guess: triton's one row a lane has no reduction, but loads element by element
+    (1024, "native", "native"),  # guess
+    (8192, "native", "native"),  # guess
+    (sys.maxsize, "native", "native"),  # guess
+)
 
 UNDER_COMPILE = "under compile"  # what a compiled call hands to its op instead of "": choose, but never warn
 
@@ -47,17 +58,42 @@ def why_not(backend: str, device: str, dtype: torch.dtype, plain: bool) -> str:
     if backend == "native":
         if native is None:
             return _missing
-        return "" if device == "cpu" else f"the native kernels run on the CPU, the input is on {device}"
+        if device == "cpu":
+            return ""
+        if device != "cuda":
+            return f"the native kernels run on the CPU and on NVIDIA GPUs, the input is on {device}"
+        return "the GPU kernels have no float64" if dtype == torch.float64 else _why_not_cuda()
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed"
     if dtype == torch.float64:
-        return "the Triton kernels have no float64"
+        return "the GPU kernels have no float64"
     if device == "cpu" and not interpreting():
         return "Triton takes CPU tensors only in its interpreter (TRITON_INTERPRET=1)"
     return ""
 
 
-def choose(function: str, device: str, dtype: torch.dtype, forced: str, plain: bool = True) -> str:
+@functools.cache
+def _why_not_cuda() -> str:
+    if not native.cuda:
+        return "the C++ extension was built without CUDA; reinstall where nvcc is on PATH"
+    if torch.version.cuda is None or not torch.cuda.is_available():
+        return "torch sees no NVIDIA GPU"
+    capability = torch.cuda.get_device_capability()
+    if capability < (8, 0):
+        return f"the CUDA kernels need compute capability 8.0, this GPU has {capability[0]}.{capability[1]}"
+    return ""
+
+
+def fast_backends(device: str, dtype: torch.dtype, classes: int) -> tuple[str, ...]:
+    """The fast backends for such a tensor, the one to take first."""
+    if device != "cuda":
+        return FAST.get(device, ())
+    column = 1 if dtype == torch.float32 else 2
+    first = next(rule[column] for rule in CUDA_RULE if classes <= rule[0])
+    return (first, *(name for name in FAST["cuda"] if name != first))
+
+
+def choose(function: str, device: str, dtype: torch.dtype, classes: int, forced: str, plain: bool = True) -> str:
     """The backend of a call; raises RuntimeError if the forced one can't take it, warns if it must be the reference."""
     wanted = _forced(function, "" if forced == UNDER_COMPILE else forced)
     if wanted:
@@ -65,13 +101,16 @@ def choose(function: str, device: str, dtype: torch.dtype, forced: str, plain: b
         if reason:
             raise RuntimeError(f"{function}: backend '{wanted}' is not available for this call: {reason}")
         return wanted
-    preferred = PREFERRED.get(device, "reference")
-    reason = why_not(preferred, device, dtype, plain)
-    if not reason:
-        return preferred
-    if reason not in _warned and forced != UNDER_COMPILE and not torch.compiler.is_compiling():
-        _warned.add(reason)
-        warnings.warn(f"{function} takes the slow reference: {reason}", BackendFallback, stacklevel=_caller_level())
+    reasons = []
+    for name in fast_backends(device, dtype, classes):
+        reason = why_not(name, device, dtype, plain)
+        if not reason:
+            return name
+        reasons.append(reason)
+    why = "; ".join(dict.fromkeys(reasons))
+    if reasons and why not in _warned and forced != UNDER_COMPILE and not torch.compiler.is_compiling():
+        _warned.add(why)
+        warnings.warn(f"{function} takes the slow reference: {why}", BackendFallback, stacklevel=_caller_level())
     return "reference"
 
 
@@ -91,12 +130,12 @@ def _caller_level() -> int:
     return level
 
 
-def describe(device: str, dtype: torch.dtype, forced: str, plain: bool) -> str:
+def describe(device: str, dtype: torch.dtype, classes: int, forced: str, plain: bool) -> str:
     """One line on the backend of such a call, one on each other backend that can't take it."""
     forced = _forced("explain", forced)
-    wanted = forced or PREFERRED.get(device, "reference")
     reasons = {name: why_not(name, device, dtype, plain) for name in BACKENDS}
-    taken = wanted if not reasons[wanted] else "none" if forced else "reference"
+    order = (forced,) if forced else (*fast_backends(device, dtype, classes), "reference")
+    taken = next((name for name in order if not reasons[name]), "none")
     lines = [f"{taken}: {device} tensor, {checks.dtype_name(dtype)}"]
     lines += [f"not {name}: {reason}" for name, reason in reasons.items() if reason]
     return "\n".join(lines)
@@ -104,9 +143,14 @@ def describe(device: str, dtype: torch.dtype, forced: str, plain: bool) -> str:
 
 def backends() -> str:
     """A table of the backends: what each runs on, and whether it is available here."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    gpu = "cuda" if torch.cuda.is_available() else "cpu"
     rows = []
-    for name, where in (("native", "cpu"), ("triton", device), ("reference", "anything")):
-        reason = why_not(name, "cpu" if name == "native" else device, torch.float32, True)
+    for name, device, where in (
+        ("native", "cpu", "cpu"),
+        ("native", "cuda", "cuda"),
+        ("triton", gpu, gpu),
+        ("reference", "cpu", "anything"),
+    ):
+        reason = why_not(name, device, torch.float32, True)
         rows.append(f"{name:<10} {where:<9} {'no: ' + reason if reason else 'yes'}")
     return "\n".join([f"{'backend':<10} {'runs on':<9} available", *rows])

@@ -197,7 +197,7 @@ def explain(
 ) -> str:
     """Say which backend `score` would take for these arguments, and why not each other one."""
     call = checks.score("explain", input, target, signals, dim, weight, ignore_index, label_smoothing)
-    return describe(input.device.type, input.dtype, backend or "", call.plain)
+    return describe(input.device.type, input.dtype, input.shape[call.dim], backend or "", call.plain)
 
 
 def _outputs(
@@ -213,7 +213,7 @@ def _outputs(
 ) -> list[Tensor]:
     if call.plain:
         return _row_outputs(function, input, target, call.dim, ignore_index, call.signals, backend, differentiable)
-    choose(function, input.device.type, input.dtype, backend or "", plain=False)
+    choose(function, input.device.type, input.dtype, input.shape[call.dim], backend or "", plain=False)
     if not target.is_floating_point():
         checks.class_range(function, target, input.shape[call.dim], ignore_index)
     return reference.option_scores(input, target, call.dim, weight, ignore_index, label_smoothing, call.signals)

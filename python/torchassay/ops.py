@@ -91,6 +91,12 @@ def _flat_target(target: Tensor | None) -> Tensor | None:
     return target if target.dim() == 1 and target.is_contiguous() else target.contiguous().view(-1)
 
 
+def _place(input: Tensor) -> tuple[int, int]:
+    """The index of a CUDA tensor's device and torch's current stream there."""
+    device = input.get_device()
+    return device, torch._C._cuda_getCurrentRawStream(device)
+
+
 def _row_scores(
     input: Tensor,
     target: Tensor | None,
@@ -100,7 +106,7 @@ def _row_scores(
     function: str,
     backend: str,
 ) -> list[Tensor]:
-    backend = choose(function, input.device.type, input.dtype, backend)
+    backend = choose(function, input.device.type, input.dtype, input.shape[dim], backend)
     if backend == "reference":
         if target is not None:
             checks.class_range(function, target, input.shape[dim], ignore_index)
@@ -128,9 +134,15 @@ def _row_scores(
     for slot, output in zip(asked, outputs):  # noqa: B905 - of one length, and in the way of every call
         pointers[slot] = output.data_ptr()
     address, wide = (0, False) if target is None else (target.data_ptr(), target.dtype == torch.int64)
-    threads = torch.get_num_threads()
-    call = rows.data_ptr(), _DTYPES[input.dtype], *layout, address, wide, ignore_index, pointers, threads
-    bad_row = native.row_scores(*call)
+    call = rows.data_ptr(), _DTYPES[input.dtype], *layout, address, wide, ignore_index, pointers
+    if input.is_cuda:
+        device, stream = _place(input)
+        outer, inner, classes = layout[:3]
+        size = native.cuda_row_scores_workspace(_DTYPES[input.dtype], outer * inner, classes, device)
+        workspace = torch.empty(size, dtype=torch.uint8, device=input.device)
+        native.cuda_row_scores(*call, workspace.data_ptr(), device, stream)
+        return outputs
+    bad_row = native.row_scores(*call, torch.get_num_threads())
     if bad_row >= 0:
         checks.out_of_range(function, target, bad_row, input.shape[dim], ignore_index)
     return outputs
@@ -147,7 +159,7 @@ def _row_grads(
     function: str,
     backend: str,
 ) -> Tensor:
-    backend = choose(function, input.device.type, input.dtype, backend)
+    backend = choose(function, input.device.type, input.dtype, input.shape[dim], backend)
     if backend == "reference":
         grad = reference.row_grads(input, target, stats, grad_loss, grad_entropy, dim, ignore_index)
         return _empty_grad(input, dim).copy_(grad)
@@ -166,7 +178,7 @@ def _row_grads(
         with torch.cuda.device_of(input):
             row_grads(rows, target, stats.view(6, -1), *upstream, ignore_index, out)
         return grad
-    native.row_grads(
+    call = (
         rows.data_ptr(),
         _DTYPES[input.dtype],
         *layout,
@@ -176,8 +188,11 @@ def _row_grads(
         stats.data_ptr(),
         *(number for g in upstream for number in ((0, 0) if g is None else (g.data_ptr(), g.stride(0)))),
         grad.data_ptr(),
-        torch.get_num_threads(),
     )
+    if input.is_cuda:
+        native.cuda_row_grads(*call, *_place(input))
+    else:
+        native.row_grads(*call, torch.get_num_threads())
     return grad
 
 

@@ -9,7 +9,6 @@ package carries ptxas, lld and cuobjdump. Only code is looked at, neither number
 
 import json
 import re
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
@@ -21,8 +20,12 @@ from torchassay.triton_kernels import row_grads, row_scores
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import sass
+
 TABLE = Path(__file__).parents[2] / "benchmarks" / "results" / "triton_static.md"
-CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+CUOBJDUMP = sass.find_cuobjdump()
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
     "sm_90": GPUTarget("cuda", 90, 32),
@@ -128,29 +131,20 @@ def nvidia(kernel) -> dict:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(kernel.asm["cubin"])
         file.flush()
-        command = [CUOBJDUMP, "-res-usage", "-sass", file.name]
-        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    used = dict(re.findall(r"(REG|STACK|SHARED|LOCAL):(\d+)", text))
-    lines = re.findall(r"/\*([0-9a-f]{4,})\*/\s+(.+?);", text)
-    code = [(int(address, 16), text) for address, text in lines if not text.startswith("NOP")]
+        (machine,) = sass.read(CUOBJDUMP, file.name)
     return {
-        "registers": int(used["REG"]),
-        "spills": int(used["STACK"]) + int(used["LOCAL"]),
-        "wide loads": sum("LDG.E.128" in text for _, text in code),
-        "instructions": len(code),
-        "loop": hot_loop(code),
+        "registers": machine.registers,
+        "spills": machine.local,
+        "wide loads": machine.count(r"LDG\.E\.128"),
+        "instructions": len(machine.code),
+        "loop": hot_loop(sass.Flow(machine.code)),
     }
 
 
-def hot_loop(code: list[tuple[int, str]]) -> int:
+def hot_loop(flow: sass.Flow) -> int:
     """Instructions of the loop with the most global loads, the shortest of these; 0 without a loop."""
-    loops = []
-    for address, text in code:
-        branch = re.search(r"BRA.*?(0x[0-9a-f]+)", text)
-        if branch and (first := int(branch[1], 16)) < address:
-            body = [line for at, line in code if first <= at <= address]
-            loops.append((sum("LDG" in line for line in body), -len(body)))
-    loads, length = max(loops, default=(0, 0))
+    bodies = [flow.lines(body) for body in flow.loops.values()]
+    loads, length = max(((sum("LDG" in line for line in body), -len(body)) for body in bodies), default=(0, 0))
     return -length if loads else 0
 
 
