@@ -1,0 +1,196 @@
+"""What is measured of one shape: verified, raced, then a row of a table for each contender, whatever came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import NamedTuple
+
+import bars
+import contenders
+import peers
+import rotation
+import torch
+import torch.nn.functional as F
+import torchassay as ta
+from clock import host_microseconds, seconds_left
+from torch import Tensor
+
+FIVE = "Five signals (loss, entropy, grad_norm, margin, confidence)"
+TRAINING = "Training step: cross_entropy with three signals, forward and backward"
+HOST = "Host cost of one call, 1 x 10"
+PEERS = "Peers that are not in the tables"
+BOUND = 2e-6  # on the relative error of signals
+GRAD_BOUND = {torch.float32: 2e-6, torch.bfloat16: 1e-2, torch.float16: 1e-2}  # half precision rounds what it returns
+COMPILE_SECONDS = 45  # what a compilation may take and the rest of its case needs
+
+
+class Bench(NamedTuple):
+    """The card and the tools of a benchmark."""
+
+    device: str
+    backends: Sequence[str]  # ours, those that are there
+    race: Callable[[dict[str, Callable]], dict[str, float]]
+    record: Callable[[str, dict], None]
+    read: float  # GB/s, measured
+    beyond: int  # bytes that the copies of an input hold together
+    capture: rotation.Capture | None
+    hopper: bool  # most bars are for it
+
+
+class Tried(NamedTuple):
+    """A contender that is ready to race, or a note on what is wrong with it."""
+
+    error: float | str
+    launches: rotation.Launches | None
+    note: str
+
+
+def attempt(
+    call: Callable[[Tensor], object],
+    inputs: Sequence[Tensor],
+    error_of: Callable[[object], float],
+    bound: float,
+    capture: rotation.Capture | None,
+) -> Tried:
+    """Verify a contender and prepare its timing; whatever it raises is a note."""
+    error: float | str = ""
+    try:
+        error = error_of(call(inputs[0]))
+        if not error <= bound:
+            return Tried(error, None, "WRONG, not timed")
+        ready = rotation.launches(call, inputs, capture)
+    except Exception as failure:
+        return Tried(error, None, rotation.first_line(failure))
+    return Tried(error, ready, ready.how)
+
+
+def raced(bench: Bench, tried: dict[str, Tried]) -> dict[str, float]:
+    """Milliseconds of one call of each contender that is ready."""
+    ready = {name: one.launches for name, one in tried.items() if one.launches}
+    medians = bench.race({name: launches.run for name, launches in ready.items()}) if ready else {}
+    return {name: ms / ready[name].count for name, ms in medians.items()}
+
+
+def wrong(bench: Bench, tried: dict[str, Tried]) -> list[str]:
+    """What is wrong with ours; of the others it stands in the table only."""
+    ours = [name for name in tried if name.partition(",")[0] in bench.backends]
+    return [f"{name}: {tried[name].note}" for name in ours if not tried[name].launches]
+
+
+def five_signals(bench: Bench, rows: int, classes: int, dtype: torch.dtype, *, others: bool, compiled: bool) -> list:
+    """One shape forward: ours alone or with the ``others``; returns what is wrong with ours."""
+    logits, target = contenders.make(rows, classes, dtype, bench.device)
+    inputs = rotation.copies(logits, bench.beyond)
+    field = [contenders.ours(backend) for backend in bench.backends]
+    if others:
+        field += [contenders.ours(backend, ("loss",)) for backend in bench.backends]
+        field += [contenders.eager(), contenders.loss_alone()]
+    if compiled and seconds_left() > COMPILE_SECONDS:
+        field.append(contenders.compiled())
+    guests = peers.find()[0] if others else []
+    spare = rotation.copies(logits.clone(), bench.beyond) if guests else []
+
+    def tried_on(contender: contenders.Contender, given: Sequence[Tensor], capture: rotation.Capture | None) -> Tried:
+        bound = BOUND if contender.name.partition(",")[0] in bench.backends else float("inf")
+        error_of = partial(contenders.worst_error, logits=logits, target=target)
+        return attempt(lambda x: contender.call(x, target), given, error_of, bound, capture)
+
+    with torch.inference_mode():
+        tried = {one.name: tried_on(one, inputs, bench.capture) for one in field}
+        tried |= {one.name: tried_on(one, spare, None) for one in guests}
+        ms = raced(bench, tried)
+    first = next((ms[backend] for backend in bench.backends if backend in ms), None)
+    for name, one in tried.items():
+        row = {"logits": f"{rows} x {classes}", "dtype": str(dtype).removeprefix("torch."), "contender": name}
+        row |= {"ms": "", "GB/s": "", "% of read": "", "x ours": "", "max error": one.error, **bars.NONE}
+        row["timed by"] = one.note
+        if name in ms:
+            speed = logits.nbytes / ms[name] / 1e6
+            row |= {"ms": ms[name], "GB/s": speed, "% of read": 100 * speed / bench.read}
+            if first is not None:
+                row["x ours"] = ms[name] / first
+        if name in ms and bench.hopper:
+            row |= forward_bar(name, rows, classes, dtype, row, ms)
+        bench.record(FIVE, row)
+    return wrong(bench, tried)
+
+
+def forward_bar(name: str, rows: int, classes: int, dtype: torch.dtype, row: dict, ms: dict[str, float]) -> dict:
+    """The bar that a row of `FIVE` is held against, if there is one."""
+    backend, _, alone = name.partition(",")
+    if alone and backend in ms:
+        return bars.at_most(ms[backend] / ms[name], bars.five_to_one(classes), "x this for five")
+    share = bars.read_share(name, rows, classes, dtype)
+    if share is not None:
+        return bars.at_least(row["% of read"], 100 * share, " % of read")
+    return bars.at_least(row["x ours"], bars.TIMES_OURS.get(name), "x ours") if row["x ours"] else {}
+
+
+def training_step(bench: Bench, rows: int, classes: int, dtype: torch.dtype) -> list:
+    """One shape forward and backward; returns what is wrong with ours."""
+    logits, target = contenders.make(rows, classes, dtype, bench.device)
+    inputs = [x.requires_grad_() for x in rotation.copies(logits, bench.beyond)]
+
+    def ours(backend: str) -> Callable[[Tensor], Tensor]:
+        def call(x):
+            loss, _ = ta.cross_entropy(x, target, signals=("loss", "entropy", "grad_norm"), backend=backend)
+            return torch.autograd.grad(loss, x)[0]
+
+        return call
+
+    def tried(call: Callable[[Tensor], Tensor], bound: float) -> Tried:
+        error_of = partial(_gradient_error, logits=logits, target=target)
+        return attempt(call, inputs, error_of, bound, bench.capture)
+
+    field = {backend: tried(ours(backend), GRAD_BOUND[dtype]) for backend in bench.backends}
+    theirs = "F.cross_entropy"
+    field[theirs] = tried(lambda x: torch.autograd.grad(F.cross_entropy(x, target), x)[0], float("inf"))
+    ms = raced(bench, field)
+    for name, one in field.items():
+        row = {"logits": f"{rows} x {classes}", "dtype": str(dtype).removeprefix("torch."), "contender": name}
+        row |= {"ms": "", "GB/s": "", f"x {theirs}": "", "max error": one.error, **bars.NONE, "timed by": one.note}
+        if name in ms:
+            row |= {"ms": ms[name], "GB/s": 3 * logits.nbytes / ms[name] / 1e6}  # read twice, written once
+        if name in ms and theirs in ms:
+            row[f"x {theirs}"] = ms[name] / ms[theirs]
+            row |= bars.at_most(ms[name] / ms[theirs], bars.TRAINING if name in bench.backends else None, "x")
+        bench.record(TRAINING, row)
+    return wrong(bench, field)
+
+
+def _gradient_error(found: Tensor, logits: Tensor, target: Tensor, rows: int = 256) -> float:
+    """The worst error of a row of the mean loss's gradient, as a share of the row's norm, over some rows."""
+    at = contenders.spread(logits, rows)
+    x = logits.detach()[at].double().requires_grad_()
+    exact = torch.autograd.grad(ta.reference.cross_entropy(x, target[at], reduction="sum"), x)[0] / len(logits)
+    return ((found[at].double() - exact).norm(dim=-1) / exact.norm(dim=-1)).max().item()
+
+
+def host_cost(bench: Bench) -> list:
+    """What one call costs the host where there is nothing to compute; returns what is wrong with ours."""
+    x = torch.randn(1, 10, device=bench.device)
+    leaf = x.clone().requires_grad_()
+    target = torch.zeros(1, dtype=torch.int64, device=bench.device)
+    calls: dict[tuple[str, str], Callable[[], object]] = {}
+    for backend in bench.backends:
+        calls["score", backend] = lambda backend=backend: ta.score(x, target, backend=backend)
+        calls["cross_entropy", backend] = lambda backend=backend: ta.cross_entropy(x, target, backend=backend)
+        calls["cross_entropy and backward", backend] = lambda backend=backend: torch.autograd.grad(
+            ta.cross_entropy(leaf, target, backend=backend), leaf
+        )
+    calls["F.cross_entropy", "PyTorch"] = lambda: F.cross_entropy(x, target)
+    calls["F.cross_entropy and backward", "PyTorch"] = lambda: torch.autograd.grad(F.cross_entropy(leaf, target), leaf)
+    failed = []
+    for (what, backend), call in calls.items():
+        row = {"call": what, "backend": backend, "µs": "", **bars.NONE}
+        try:
+            for _ in range(20):
+                call()
+            row["µs"] = sorted(host_microseconds(call) for _ in range(15))[7]
+            row |= bars.at_most(row["µs"], bars.HOST_MICROSECONDS.get(backend) if what == "score" else None, " µs")
+        except Exception as failure:
+            row["µs"] = rotation.first_line(failure)
+            failed.append(f"{what}, {backend}: {row['µs']}")
+        bench.record(HOST, row)
+    return failed
