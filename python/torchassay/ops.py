@@ -139,8 +139,8 @@ def _row_scores(
         device, stream = _place(input)
         outer, inner, classes = layout[:3]
         size = native.cuda_row_scores_workspace(_DTYPES[input.dtype], outer * inner, classes, device)
-        workspace = torch.empty(size, dtype=torch.uint8, device=input.device)
-        native.cuda_row_scores(*call, workspace.data_ptr(), device, stream)
+        workspace = torch.empty(size, dtype=torch.uint8, device=input.device) if size else None
+        native.cuda_row_scores(*call, workspace.data_ptr() if size else 0, device, stream)
         return outputs
     bad_row = native.row_scores(*call, torch.get_num_threads())
     if bad_row >= 0:

@@ -3,6 +3,8 @@
 Every kernel, every way that rows can lie in memory, and every seam (lanes, vectors, spans).
 """
 
+import subprocess
+
 import host_kernels
 import oracle
 import pytest
@@ -30,6 +32,11 @@ def each(variants):
 @pytest.fixture(scope="session")
 def kernels(host_program):
     return host_kernels.Kernels(host_program("run_kernels.cpp"))
+
+
+def test_indices_beyond_32_bits(host_program):
+    done = subprocess.run([host_program("index_cases.cpp")], capture_output=True, text=True)
+    assert (done.stdout, done.returncode) == ("all right\n", 0), done.stderr
 
 
 def noise(*shape: int, seed: int = 1, scale: float = 4.0) -> torch.Tensor:
