@@ -50,6 +50,40 @@ int64_t row_scores(const Rows& rows, const Targets& targets, void* const out[kSl
 void row_grads(const Rows& rows, const Targets& targets, const void* stats, const Upstream& grad_loss,
                const Upstream& grad_entropy, void* out, int threads);
 
+// The key of random numbers: a 64-bit number, or where one lies.
+struct Seed {
+    const int64_t* data;  // null: value
+    int64_t value;
+};
+
+// out[i], float32 in [0, 1), decides whether the row with this id is picked in a step: csrc/philox.h.
+void uniforms(const int64_t* row_id, int64_t count, const Seed& seed, uint32_t step, float* out);
+
+// The latest values of a signal: the first min(*total, capacity) entries, at most 2^20, in any order, none of them NaN.
+struct Window {
+    const float* data;
+    int64_t capacity;
+    const int64_t* total;
+};
+struct Values {
+    const float* data;
+    int64_t stride, count;
+};
+
+// The share of a window's entries below each value; midrank: half of those equal to it count too. NaN for NaN, else 1
+// if there are no entries. Counts are divided as float32: the same bits from every backend.
+void cdf(const Window& window, const Values& values, bool midrank, float* out, int threads);
+
+// A step of torchassay.History in one go: appends the values to the window, but for NaN and those whose mask is 0, and
+// writes max(p_min, cdf ^ beta) of each; p_min for NaN, 0 where the mask is 0.
+struct Selection {
+    const uint8_t* mask;  // or null
+    bool update, midrank;
+    float beta, p_min;
+};
+void select_probability(float* window, int64_t capacity, int64_t* total, const Values& values, const Selection& how,
+                        float* out, int threads);
+
 // The instruction sets that the CPU kernels were built for and this machine has, best first: "avx512,avx2,baseline".
 const char* cpu_isas();
 // The one in use; set_cpu_isa returns false for a name that cpu_isas() does not list.
@@ -71,6 +105,9 @@ int64_t row_scores_workspace(const Rows& rows, int device);
 void row_scores(const Rows& rows, const Targets& targets, void* const out[kSlots], void* workspace, const Place& place);
 void row_grads(const Rows& rows, const Targets& targets, const void* stats, const Upstream& grad_loss,
                const Upstream& grad_entropy, void* out, const Place& place);
+void uniforms(const int64_t* row_id, int64_t count, const Seed& seed, uint32_t step, float* out, const Place& place);
+// The window begins on 16 bytes.
+void cdf(const Window& window, const Values& values, bool midrank, float* out, const Place& place);
 
 }  // namespace cuda
 }  // namespace torchassay

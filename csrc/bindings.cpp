@@ -33,6 +33,32 @@ void grads(uintptr_t data, int dtype, int64_t outer, int64_t inner, int64_t clas
               {pointer(grad_entropy), entropy_stride}, reinterpret_cast<void*>(out), threads);
 }
 
+void draw(uintptr_t row_id, int64_t count, uintptr_t seed_data, int64_t seed, uint32_t step, uintptr_t out) {
+    py::gil_scoped_release release;
+    uniforms(static_cast<const int64_t*>(pointer(row_id)), count,
+             {static_cast<const int64_t*>(pointer(seed_data)), seed}, step, reinterpret_cast<float*>(out));
+}
+
+Window window_of(uintptr_t data, int64_t capacity, uintptr_t total) {
+    return {static_cast<const float*>(pointer(data)), capacity, static_cast<const int64_t*>(pointer(total))};
+}
+
+void share(uintptr_t window, int64_t capacity, uintptr_t total, uintptr_t values, int64_t stride, int64_t count,
+           bool midrank, uintptr_t out, int threads) {
+    py::gil_scoped_release release;
+    cdf(window_of(window, capacity, total), {static_cast<const float*>(pointer(values)), stride, count}, midrank,
+        reinterpret_cast<float*>(out), threads);
+}
+
+void chance(uintptr_t window, int64_t capacity, uintptr_t total, uintptr_t values, int64_t count, uintptr_t mask,
+            bool update, bool midrank, float beta, float p_min, uintptr_t out, int threads) {
+    py::gil_scoped_release release;
+    select_probability(reinterpret_cast<float*>(window), capacity, reinterpret_cast<int64_t*>(total),
+                       {static_cast<const float*>(pointer(values)), 1, count},
+                       {static_cast<const uint8_t*>(pointer(mask)), update, midrank, beta, p_min},
+                       reinterpret_cast<float*>(out), threads);
+}
+
 #ifdef TORCHASSAY_CUDA
 int64_t cuda_workspace(int dtype, int64_t rows, int64_t classes, int device) {
     return cuda::row_scores_workspace(Rows{nullptr, Dtype(dtype), 1, rows, classes, 0, classes}, device);
@@ -59,6 +85,21 @@ void cuda_grads(uintptr_t data, int dtype, int64_t outer, int64_t inner, int64_t
                     {pointer(grad_loss), loss_stride}, {pointer(grad_entropy), entropy_stride},
                     reinterpret_cast<void*>(out), {device, reinterpret_cast<void*>(stream)});
 }
+
+void cuda_draw(uintptr_t row_id, int64_t count, uintptr_t seed_data, int64_t seed, uint32_t step, uintptr_t out,
+               int device, uintptr_t stream) {
+    py::gil_scoped_release release;
+    cuda::uniforms(static_cast<const int64_t*>(pointer(row_id)), count,
+                   {static_cast<const int64_t*>(pointer(seed_data)), seed}, step, reinterpret_cast<float*>(out),
+                   {device, reinterpret_cast<void*>(stream)});
+}
+
+void cuda_share(uintptr_t window, int64_t capacity, uintptr_t total, uintptr_t values, int64_t stride, int64_t count,
+                bool midrank, uintptr_t out, int device, uintptr_t stream) {
+    py::gil_scoped_release release;
+    cuda::cdf(window_of(window, capacity, total), {static_cast<const float*>(pointer(values)), stride, count}, midrank,
+              reinterpret_cast<float*>(out), {device, reinterpret_cast<void*>(stream)});
+}
 #endif
 
 }  // namespace
@@ -67,10 +108,15 @@ PYBIND11_MODULE(_native, module, py::mod_gil_not_used()) {
     module.doc() = "C++ and CUDA kernels of torchassay";
     module.def("row_scores", &scores);
     module.def("row_grads", &grads);
+    module.def("uniforms", &draw);
+    module.def("cdf", &share);
+    module.def("select_probability", &chance);
 #ifdef TORCHASSAY_CUDA
     module.attr("cuda") = true;  // built with the CUDA kernels; a GPU may still be missing
     module.def("cuda_row_scores", &cuda_scores);
     module.def("cuda_row_grads", &cuda_grads);
+    module.def("cuda_uniforms", &cuda_draw);
+    module.def("cuda_cdf", &cuda_share);
     module.def("cuda_row_scores_workspace", &cuda_workspace);
 #else
     module.attr("cuda") = false;

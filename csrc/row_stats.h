@@ -7,12 +7,7 @@
 // F is a number (double, device float) or a vector of numbers, one row in each lane. Include this after its operations:
 // exp_nonpositive, log1p_nonnegative, expm1_nonpositive, square_root and select(condition, yes, no).
 #pragma once
-
-#ifdef __CUDACC__
-#define TORCHASSAY_HD __host__ __device__ __forceinline__
-#else
-#define TORCHASSAY_HD inline __attribute__((always_inline))
-#endif
+#include "host_device.h"
 
 namespace torchassay {
 

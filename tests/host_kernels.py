@@ -1,4 +1,4 @@
-"""The CUDA kernels on tensors in CPU memory, run by the program of run_kernels.cpp."""
+"""The CUDA kernels on tensors in CPU memory, run by the programs of run_kernels.cpp and run_cdf.cpp."""
 
 from __future__ import annotations
 
@@ -64,9 +64,25 @@ class Kernels(NamedTuple):
         return torch.frombuffer(found, dtype=input.dtype).reshape(-1, input.shape[-1])
 
     def _run(self, request: bytes) -> bytearray:
-        done = subprocess.run([self.program], input=request, capture_output=True)
-        assert done.returncode == 0, done.stderr.decode()[-3000:]
-        return bytearray(done.stdout)
+        return _run(self.program, request)
+
+
+class Cdf(NamedTuple):
+    """The kernel that counts what lies below values."""
+
+    program: Path
+
+    def __call__(self, window: Tensor, total: int, values: Tensor, midrank: bool) -> Tensor:
+        request = _numbers(len(window), total, len(values), values.stride(0), midrank) + window.numpy().tobytes()
+        last = (len(values) - 1) * values.stride(0) + 1
+        found = _run(self.program, request + values.as_strided((last,), (1,)).numpy().tobytes())
+        return torch.frombuffer(found, dtype=torch.float32)
+
+
+def _run(program: Path, request: bytes) -> bytearray:
+    done = subprocess.run([program], input=request, capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()[-3000:]
+    return bytearray(done.stdout)
 
 
 def _numbers(*values: int) -> bytes:

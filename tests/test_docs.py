@@ -8,15 +8,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchassay as ta
-from torchassay import functional
+from torchassay import functional, history
 
 ROOT = Path(__file__).parent.parent
 BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
 
 
 def test_docstring_examples():
-    result = doctest.testmod(functional)
-    assert result.attempted >= 6 and result.failed == 0
+    for module, least in ((functional, 6), (history, 3)):
+        result = doctest.testmod(module)
+        assert result.attempted >= least and result.failed == 0
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=range(len(BLOCKS)))

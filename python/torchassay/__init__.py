@@ -3,6 +3,7 @@
 from torchassay import reference
 from torchassay.backends import BackendFallback, backends
 from torchassay.functional import cross_entropy, entropy, explain, log_prob, log_prob_entropy, score
+from torchassay.history import History
 from torchassay.modules import CrossEntropyLoss, Scorer
 from torchassay.scores import SIGNALS, Scores
 
@@ -12,6 +13,7 @@ __all__ = [
     "SIGNALS",
     "BackendFallback",
     "CrossEntropyLoss",
+    "History",
     "Scorer",
     "Scores",
     "backends",

@@ -114,6 +114,11 @@ def choose(function: str, device: str, dtype: torch.dtype, classes: int, forced:
     return "reference"
 
 
+def for_op(backend: str | None) -> str:
+    """What an op is handed of a call's ``backend=``."""
+    return backend or (UNDER_COMPILE if torch.compiler.is_compiling() else "")
+
+
 def _forced(function: str, backend: str) -> str:
     """The backend that the argument or the environment forces, "" if none."""
     forced = backend or os.environ.get("TORCHASSAY_BACKEND", "")

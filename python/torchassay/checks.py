@@ -31,7 +31,7 @@ class Call(NamedTuple):
     """What the checks of a call found out."""
 
     names: tuple[str, ...]  # the signals in the order asked for
-    in_order: tuple[str, ...]  # the same in the order of the bits
+    in_order: tuple[str, ...]  # these and the history's signal, in the order of the bits
     signals: int  # their bits
     dim: int  # the class dimension, counted from the front
     plain: bool  # no option that only the reference has
@@ -45,6 +45,15 @@ class Call(NamedTuple):
         found = dict(zip(self.in_order, outputs, strict=True))
         return Scores(found if self.in_order == self.names else {name: found[name] for name in self.names})
 
+    def with_probability(
+        self, scores: Scores, outputs: list[Tensor], history, target: Tensor | None, ignore_index: int
+    ) -> Scores:
+        """``scores`` and ``select_prob``, by the `History` that the call was given."""
+        labelled = target is not None and not target.is_floating_point()
+        values = outputs[self.in_order.index(history.signal)]
+        chance = history.probability(values, mask=target != ignore_index if labelled else None)
+        return Scores({**scores.as_dict(), "select_prob": chance})
+
 
 def score(
     function: str,
@@ -55,8 +64,9 @@ def score(
     weight: Tensor | None,
     ignore_index: int,
     label_smoothing: float,
+    extra: str = "",
 ) -> Call:
-    """Check a call that scores rows; ``names`` None: the defaults of `torchassay.score`."""
+    """Check a call that scores rows; ``names`` None: the defaults of `torchassay.score`; ``extra`` is computed too."""
     dim = logits(function, input, dim)
     ignored_index(function, ignore_index)
     plain = weight is None and label_smoothing == 0.0
@@ -79,6 +89,9 @@ def score(
     for name in names:
         ordered = ordered and BIT[name] > bits
         bits |= BIT[name]
+    if extra and not bits & BIT[extra]:
+        signals(function, extra, target is not None, labelled)
+        bits, ordered = bits | BIT[extra], False
     in_order = names if ordered else tuple(name for name in SIGNALS if bits & BIT[name])
     return Call(names, in_order, bits, dim, plain)
 
@@ -203,6 +216,15 @@ def signals(function: str, names: Sequence[str] | str, with_target: bool, labell
     return names
 
 
+def signal_of(history, function: str) -> str:
+    """The signal that a `History` takes the values of; "" for None."""
+    if history is None:
+        return ""
+    if not hasattr(history, "probability"):
+        raise InputTypeError(f"{function}: history must be a History, got {type(history).__name__}")
+    return history.signal
+
+
 def ignored_index(function: str, ignore_index: int) -> None:
     if isinstance(ignore_index, bool) or not isinstance(ignore_index, _INTS):
         raise InputTypeError(f"{function}: ignore_index must be an int, got {type(ignore_index).__name__}")
@@ -234,3 +256,29 @@ def loss_options(function: str, input: Tensor, weight: Tensor | None, label_smoo
     if tuple(weight.shape) != (input.shape[dim],):
         expected = f"shape ({input.shape[dim]},), one number a class"
         raise InputValueError(f"{function}: weight must have {expected}, got {tuple(weight.shape)}")
+
+
+def draws(function: str, row_id: Tensor, seed: int | Tensor, step: int) -> None:
+    """Check the arguments that say which random numbers are meant."""
+    tensor(function, "row_id", row_id)
+    if row_id.dtype != torch.int64:
+        raise InputTypeError(f"{function}: row_id must be int64, got {dtype_name(row_id.dtype)}")
+    if row_id.dim() != 1:
+        raise InputValueError(f"{function}: row_id must have shape (N,), got {tuple(row_id.shape)}")
+    if isinstance(seed, Tensor):
+        if seed.dtype != torch.int64:
+            expected = "int64 where it is a tensor"
+            raise InputTypeError(f"{function}: seed must be {expected}, got {dtype_name(seed.dtype)}")
+        if seed.dim() != 0:
+            raise InputValueError(f"{function}: seed must be 0-d where it is a tensor, got {tuple(seed.shape)}")
+        if seed.device != row_id.device:
+            expected = f"on row_id's device, {row_id.device}"
+            raise InputValueError(f"{function}: seed must be {expected}, got {seed.device}")
+    elif isinstance(seed, bool) or not isinstance(seed, _INTS):
+        raise InputTypeError(f"{function}: seed must be an int or a 0-d int64 Tensor, got {type(seed).__name__}")
+    elif not -(1 << 63) <= seed < 1 << 64:
+        raise InputValueError(f"{function}: seed must have 64 bits, got {seed}")
+    if isinstance(step, bool) or not isinstance(step, _INTS):
+        raise InputTypeError(f"{function}: step must be an int, got {type(step).__name__}")
+    if step < 0:
+        raise InputValueError(f"{function}: step must be >= 0, got {step}")

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from torchassay import autograd, checks, ops, reference
-from torchassay.backends import UNDER_COMPILE, choose, describe
+from torchassay.backends import choose, describe, for_op
+from torchassay.history import History
 from torchassay.scores import BIT, Scores
 
 
@@ -21,6 +22,7 @@ def score(
     weight: Tensor | None = None,
     ignore_index: int = -100,
     label_smoothing: float = 0.0,
+    history: History | None = None,
     backend: str | None = None,
 ) -> Scores:
     """Score every row of logits in one read; detached from the graph.
@@ -36,6 +38,8 @@ def score(
         weight: [C], class weights as in `F.cross_entropy`; they scale loss and grad_norm.
         ignore_index: rows with this target get exactly 0 in every signal that needs the target.
         label_smoothing: in [0, 1], as in `F.cross_entropy`.
+        history: a `History`, which is given the values of its signal, ignored rows left out; the scores then also hold
+            ``select_prob``, float32, the probability with which Selective-Backprop picks each row.
         backend: "native", "triton" or "reference" instead of the usual one (see `explain`).
 
     Returns:
@@ -60,10 +64,12 @@ def score(
         >>> [f"{value:.4g}" for value in s.loss.tolist()]
         ['0.1269', '9.358e-14']
     """
-    call = checks.score("score", input, target, signals, dim, weight, ignore_index, label_smoothing)
+    extra = checks.signal_of(history, "score")
+    call = checks.score("score", input, target, signals, dim, weight, ignore_index, label_smoothing, extra)
     input = input.detach() if input.requires_grad else input
-    arguments = "score", input, target, call, weight, ignore_index, label_smoothing
-    return call.scores(_outputs(*arguments, backend, 0))
+    outputs = _outputs("score", input, target, call, weight, ignore_index, label_smoothing, backend, 0)
+    scores = call.scores(outputs)
+    return scores if history is None else call.with_probability(scores, outputs, history, target, ignore_index)
 
 
 def cross_entropy(
@@ -142,7 +148,7 @@ def log_prob(
     dim, several = checks.log_prob(function, input, target, dim, ignore_index)
     if several:
         checks.class_range(function, target, input.shape[dim], ignore_index, target.shape[-1])
-        return autograd.LogProbs.apply(input, target, dim, ignore_index, function, _for_op(backend))
+        return autograd.LogProbs.apply(input, target, dim, ignore_index, function, for_op(backend))
     bits = BIT["loss"]
     return -_row_outputs(function, input, target, dim, ignore_index, bits, backend, bits)[0]
 
@@ -193,10 +199,12 @@ def explain(
     weight: Tensor | None = None,
     ignore_index: int = -100,
     label_smoothing: float = 0.0,
+    history: History | None = None,
     backend: str | None = None,
 ) -> str:
     """Say which backend `score` would take for these arguments, and why not each other one."""
-    call = checks.score("explain", input, target, signals, dim, weight, ignore_index, label_smoothing)
+    extra = checks.signal_of(history, "explain")
+    call = checks.score("explain", input, target, signals, dim, weight, ignore_index, label_smoothing, extra)
     return describe(input.device.type, input.dtype, input.shape[call.dim], backend or "", call.plain)
 
 
@@ -219,10 +227,6 @@ def _outputs(
     return reference.option_scores(input, target, call.dim, weight, ignore_index, label_smoothing, call.signals)
 
 
-def _for_op(backend: str | None) -> str:
-    return backend or (UNDER_COMPILE if torch.compiler.is_compiling() else "")
-
-
 def _row_outputs(
     function: str,
     input: Tensor,
@@ -233,7 +237,7 @@ def _row_outputs(
     backend: str | None,
     differentiable: int,  # bits of the signals that carry a gradient
 ) -> Sequence[Tensor]:
-    backend = _for_op(backend)
+    backend = for_op(backend)
     if input.requires_grad and torch.is_grad_enabled():
         return autograd.RowScores.apply(input, target, dim, ignore_index, signals, differentiable, function, backend)
     return ops.row_scores(input, target, dim, ignore_index, signals, function, backend)

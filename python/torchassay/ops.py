@@ -1,4 +1,4 @@
-"""The two ops behind every function: schema, fake and implementation. The only user of torch.library.
+"""The ops behind every function: schema, fake and implementation. The only user of torch.library.
 
 An op gets checked arguments and a class dimension counted from the front. It has no autograd of its own: the
 `torch.autograd.Function`s in `autograd.py` stand around it.
@@ -11,7 +11,7 @@ import functools
 import torch
 from torch import Tensor
 
-from torchassay import checks, reference
+from torchassay import checks, philox, reference
 from torchassay.backends import choose, native
 from torchassay.scores import BIT, SIGNALS, STATS
 
@@ -23,6 +23,13 @@ torch.library.define(
     "torchassay::row_grads",
     "(Tensor input, Tensor? target, Tensor stats, Tensor? grad_loss, Tensor? grad_entropy, int dim, int ignore_index,"
     " str function, str backend) -> Tensor",
+)
+torch.library.define(  # SymInt: compiled code is not for one step alone
+    "torchassay::uniforms", "(Tensor row_id, Tensor? seed_tensor, SymInt seed, SymInt step, str backend) -> Tensor"
+)
+
+torch.library.define(
+    "torchassay::cdf", "(Tensor window, Tensor total, Tensor values, bool midrank, str backend) -> Tensor"
 )
 
 _DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}  # csrc/api.h, enum Dtype
@@ -196,8 +203,59 @@ def _row_grads(
     return grad
 
 
+def _uniforms(row_id: Tensor, seed_tensor: Tensor | None, seed: int, step: int, backend: str) -> Tensor:
+    backend = choose("uniforms", row_id.device.type, torch.float32, 1, backend)
+    if backend == "reference":
+        return philox.pick_uniforms(row_id, seed if seed_tensor is None else seed_tensor, step)
+    row_id = row_id.contiguous()
+    out = torch.empty(row_id.shape, dtype=torch.float32, device=row_id.device)
+    if out.numel() == 0:
+        return out
+    if backend == "triton":
+        from torchassay.triton_kernels.philox import uniforms
+
+        with torch.cuda.device_of(row_id):
+            uniforms(row_id, seed_tensor, seed, step, out)
+        return out
+    address = 0 if seed_tensor is None else seed_tensor.data_ptr()
+    call = row_id.data_ptr(), row_id.numel(), address, seed, step, out.data_ptr()
+    if row_id.is_cuda:
+        native.cuda_uniforms(*call, *_place(row_id))
+    else:
+        native.uniforms(*call)
+    return out
+
+
+def _cdf(window: Tensor, total: Tensor, values: Tensor, midrank: bool, backend: str) -> Tensor:
+    backend = choose("History", values.device.type, torch.float32, 1, backend)
+    if backend == "reference":
+        return reference.cdf(window, total, values, midrank)
+    out = torch.empty(values.shape, dtype=torch.float32, device=values.device)
+    if out.numel() == 0:
+        return out
+    if backend == "triton":
+        from torchassay.triton_kernels.cdf import cdf
+
+        with torch.cuda.device_of(values):
+            cdf(window, total, values, midrank, out)
+        return out
+    if window.is_cuda and window.data_ptr() % 16:
+        window = window.clone()  # its kernel reads 16 bytes at a time
+    call = (
+        *(window.data_ptr(), window.numel(), total.data_ptr()),
+        *(values.data_ptr(), values.stride(0), values.numel(), midrank, out.data_ptr()),
+    )
+    if values.is_cuda:
+        native.cuda_cdf(*call, *_place(values))
+    else:
+        native.cdf(*call, torch.get_num_threads())
+    return out
+
+
 torch.library.impl("torchassay::row_scores", "CompositeExplicitAutograd", _row_scores)
 torch.library.impl("torchassay::row_grads", "CompositeExplicitAutograd", _row_grads)
+torch.library.impl("torchassay::cdf", "CompositeExplicitAutograd", _cdf)
+torch.library.impl("torchassay::uniforms", "CompositeExplicitAutograd", _uniforms)
 
 
 @torch.library.register_fake("torchassay::row_scores")
@@ -210,5 +268,16 @@ def _(input, target, stats, grad_loss, grad_entropy, dim, ignore_index, function
     return _empty_grad(input, dim)
 
 
+@torch.library.register_fake("torchassay::uniforms")
+def _(row_id, seed_tensor, seed, step, backend):
+    return torch.empty(row_id.shape, dtype=torch.float32, device=row_id.device)
+
+
+@torch.library.register_fake("torchassay::cdf")
+def _(window, total, values, midrank, backend):
+    return torch.empty(values.shape, dtype=torch.float32, device=values.device)
+
+
 row_scores = torch.ops.torchassay.row_scores.default
 row_grads = torch.ops.torchassay.row_grads.default
+cdf = torch.ops.torchassay.cdf.default

@@ -207,10 +207,14 @@ def score(
     weight: Tensor | None = None,
     ignore_index: int = -100,
     label_smoothing: float = 0.0,
+    history=None,
 ) -> Scores:
-    """`torchassay.score` in plain torch."""
-    call = checks.score("score", input, target, signals, dim, weight, ignore_index, label_smoothing)
-    return call.scores(_outputs("score", input.detach(), target, call, weight, ignore_index, label_smoothing))
+    """`torchassay.score` in plain torch, but for the history's share of its window."""
+    extra = checks.signal_of(history, "score")
+    call = checks.score("score", input, target, signals, dim, weight, ignore_index, label_smoothing, extra)
+    outputs = _outputs("score", input.detach(), target, call, weight, ignore_index, label_smoothing)
+    scores = call.scores(outputs)
+    return scores if history is None else call.with_probability(scores, outputs, history, target, ignore_index)
 
 
 def cross_entropy(
@@ -297,6 +301,28 @@ def log_prob_entropy(
 def entropy(input: Tensor, *, dim: int = -1) -> Tensor:
     """`torchassay.entropy` in plain torch, differentiated by autograd."""
     return row_scores(input, None, checks.logits("entropy", input, dim), -100, BIT["entropy"])[0]
+
+
+def cdf(
+    window: Tensor,  # [capacity] float32
+    total: Tensor,  # 0-d int64
+    values: Tensor,  # [N] float32
+    midrank: bool,
+) -> Tensor:
+    """The op behind `History`: the share of a window's first min(total, capacity) entries that lie below each value.
+
+    With ``midrank`` half of the entries equal to it count too. NaN for NaN, else 1 if there are no entries.
+    """
+    capacity = window.numel()
+    count = total.clamp(0, capacity)
+    entries = window.masked_fill(torch.arange(capacity, device=window.device) >= count, torch.inf).sort().values
+    values = values.contiguous()
+    found = torch.searchsorted(entries, values)
+    if midrank:
+        found = found + torch.searchsorted(entries, values, right=True).minimum(count)  # inf equals what was masked
+        count = 2 * count
+    share = torch.where(count > 0, found.float() / count.float(), 1)
+    return torch.where(values.isnan(), torch.nan, share)
 
 
 def _outputs(

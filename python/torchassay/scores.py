@@ -29,8 +29,9 @@ class Scores:
     """The signals of a batch, one tensor each, shaped like the logits without their class dimension.
 
     Only what was asked for is there: ``s.loss``, ``s.entropy``, ... are float32 (float64 for float64 logits),
-    ``s.prediction`` is int64; any other name raises ``AttributeError`` and says what was asked. ``s[mask]`` and
-    ``s[i]`` index every tensor alike. A ``Scores`` is a pytree, copies and pickles.
+    ``s.prediction`` is int64, ``s.select_prob`` is float32 and comes with a `History`; any other name raises
+    ``AttributeError`` and says what was asked. ``s[mask]`` and ``s[i]`` index every tensor alike. A ``Scores`` is a
+    pytree, copies and pickles.
     """
 
     def __init__(self, values: dict[str, Tensor]):
@@ -51,6 +52,8 @@ class Scores:
             return values[name]
         if name in SIGNALS:
             raise AttributeError(f"Scores has no '{name}': it was not asked for (signals={tuple(values)})")
+        if name == "select_prob":
+            raise AttributeError("Scores has no 'select_prob': it comes with score(..., history=)")
         raise AttributeError(f"Scores has no '{name}'; signals={tuple(values)}")
 
     def __dir__(self) -> Iterable[str]:

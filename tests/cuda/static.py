@@ -25,21 +25,23 @@ COLUMNS = (
     *("registers", "local", "shared", "wide loads", "instructions", "an element", "C = 100"),
 )
 KEY = 5  # columns that name a row
-KERNELS = "short_rows", "long_rows", "row_spans", "finish_rows", "grad_vectors"
-DTYPES = {"NS_7Float16E": "fp16", "NS_8Bfloat16E": "bf16", "f": "fp32"}
+KERNELS = "short_rows", "long_rows", "row_spans", "finish_rows", "grad_vectors", "cdf_values", "row_uniforms"
+DTYPES = {"NS_7Float16E": "fp16", "NS_8Bfloat16E": "bf16", "f": "fp32", None: ""}
 UNITS = {"16": "16", "8": "8", "0": "anywhere", None: ""}
-MANGLED = re.compile(r"_ZN10torchassay\d+([a-z_]+)I(f|NS_\d+\w+?E)(?:LNS_4UnitE(\d+)E)?(?:Li(\d+)E)?E")
+MANGLED = re.compile(  # of a template's instance: dtype, unit, lanes, any of them; or of a function
+    r"_ZN10torchassayL?\d+([a-z_]+)(?:I(f|NS_\d+\w+?E)?(?:LNS_4UnitE(\d+)E)?(?:Li(\d+)E)?E)?E"
+)
 COLUMNS_OF_LANE = 32
 SHORT_ROWS = {"an element": (1000, 32), "C = 100": (100, 4)}  # columns, and lanes that share such a row
 
 
 def named(mangled: str) -> dict[str, str]:
-    """The first columns, from the mangled name of a template's instance."""
+    """The first columns, from a mangled name."""
     match = MANGLED.match(mangled)
     if not match or match[1] not in KERNELS or match[2] not in DTYPES or match[3] not in UNITS:
         raise ValueError(f"not a kernel of ours: {mangled}")
     kernel, dtype, unit, lanes = match.groups()
-    lanes = lanes or {"short_rows": "1-32", "grad_vectors": ""}.get(kernel, "256")
+    lanes = lanes or {"short_rows": "1-32", "row_spans": "256", "finish_rows": "256"}.get(kernel, "")
     return {"kernel": kernel, "dtype": DTYPES[dtype], "unit": UNITS[unit], "lanes": lanes}
 
 
@@ -149,7 +151,8 @@ def table(release: str, rows: list[dict]) -> str:
         "columns (32 lanes, five levels of every reduction, 1000 of 1024 columns useful) and of 100 (the last column:",
         "4 lanes, two levels, 100 of 128), without the prediction, and without the finish of up to 32 rows at its end.",
         "In `row_spans` the whole kernel. In `grad_vectors` the loop over vectors, for one that is in the same row as",
-        "the one before and does not hold the target. Not counted for `finish_rows`, which merges.",
+        "the one before and does not hold the target. Not counted for `finish_rows`, which merges, nor for the",
+        "kernels that read no logits.",
         "",
         "| " + " | ".join(COLUMNS) + " |",
         "|" + "---|" * len(COLUMNS),

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 import triton
-from torchassay.triton_kernels import row_grads, row_scores
+from torchassay.triton_kernels import cdf, row_grads, row_scores
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -108,6 +108,12 @@ def grads(dtype: torch.dtype, C: int) -> list[tuple]:
     return launch(row_grads, lambda: row_grads.row_grads(rows, target, stats, upstream, upstream, -100, out))
 
 
+def shares(midrank: bool) -> list[tuple]:
+    """The launch of `cdf`."""
+    window, total, values, out = empty(1024), empty(dtype=torch.int64), empty(8192), empty(8192)
+    return launch(cdf, lambda: cdf.cdf(window, total, values, midrank, out))
+
+
 EVERY = ("fp16", "bf16", "fp32")
 # Every kernel, aligned and not, in these dtypes; five signals unless it says ten.
 VARIANTS: dict[str, tuple[tuple[str, ...], Callable[[torch.dtype], list[tuple]]]] = {
@@ -123,6 +129,8 @@ VARIANTS: dict[str, tuple[tuple[str, ...], Callable[[torch.dtype], list[tuple]]]
     "grads 100": (("bf16",), lambda dtype: grads(dtype, 100)),
     "grads 50257": (("bf16",), lambda dtype: grads(dtype, 50257)),
     "grads 151936": (EVERY, lambda dtype: grads(dtype, 151936)),
+    "cdf 1024": (("fp32",), lambda _: shares(False)),
+    "cdf 1024, midrank": (("fp32",), lambda _: shares(True)),
 }
 
 
@@ -186,7 +194,8 @@ def figures() -> list[dict]:
                     loop = entry.pop("loop")
                     threads = machine.metadata.num_warps * 32
                     entry["an element"] = None
-                    if target.backend == "cuda" and arguments.get("states_ptr") is None:
+                    logits = "rows_ptr" in arguments and arguments.get("states_ptr") is None
+                    if target.backend == "cuda" and logits:
                         entry["an element"] = round(per_element(arguments, threads, entry["instructions"], loop), 1)
                     name = f"{variant}: {kernel.__name__}"
                     entry |= {"kernel": name, "dtype": dtype_name, "target": target_name}
@@ -214,7 +223,8 @@ def table(found: list[dict]) -> str:
         "tests compare with it. Five signals (loss, entropy, grad_norm, confidence, margin) unless it says ten.",
         "`spills`: bytes of local memory (sm) or vector registers spilled (gfx). `wide loads`: 128-bit loads.",
         "`an element`: warp instructions for 32 logits, in the hot loop of long rows, in everything where rows fit",
-        "into a program; not counted for gfx942, nor where `long_rows` only merges what `row_segments` summed.",
+        "into a program; not counted for gfx942, nor where `long_rows` only merges what `row_segments` summed, nor for",
+        "`_cdf`, which reads no logits.",
         "",
         "| " + " | ".join(COLUMNS) + " |",
         "|" + "---|" * len(COLUMNS),
