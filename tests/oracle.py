@@ -160,6 +160,15 @@ def check(place, found, exact: dict[str, Tensor], logits: Tensor, tolerance: flo
         assert error[worst] <= tolerance, f"{name} of row {worst}: {got}, relative error {error[worst]:.2e}"
 
 
+def check_gradient(found: Tensor, exact: Tensor, tolerance: float) -> None:
+    """Within the tolerance of the row's norm, and one rounding to the dtype away."""
+    rounding = 0 if found.dtype == torch.float32 else torch.finfo(found.dtype).eps / 2
+    smallest = torch.finfo(found.dtype).smallest_normal * torch.finfo(found.dtype).eps
+    allowed = tolerance * exact.norm(dim=1, keepdim=True) + rounding * exact.abs() + smallest
+    error = (found.double() - exact).abs()
+    assert (error <= allowed).all(), f"{(error / allowed).max():.2f} of what is allowed"
+
+
 def note(place, dtype: torch.dtype, name: str, error: float) -> None:
     key = str(place), str(dtype).removeprefix("torch."), name
     WORST[key] = max(WORST.get(key, 0.0), error)

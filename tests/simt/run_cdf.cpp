@@ -2,24 +2,18 @@
 //
 // Both orders of the threads must give the same bits. The window, the values and the output end where their buffers
 // end, so AddressSanitizer sees any access beyond.
-#include <cstdio>
 #include <vector>
 
 #include "cdf.cuh"
+#include "request.h"
 
 using namespace torchassay;
 
 namespace {
 
-int64_t number() {
-    int64_t value;
-    if (std::fread(&value, sizeof(value), 1, stdin) != 1) simt::fail("the request is too short");
-    return value;
-}
-
 std::vector<float> floats(int64_t count) {
     std::vector<float> read(count);
-    if (int64_t(std::fread(read.data(), sizeof(float), count, stdin)) != count) simt::fail("the request is too short");
+    read_bytes(read.data(), count * int64_t(sizeof(float)));
     return read;
 }
 

@@ -2,21 +2,15 @@
 //
 // Threads and blocks are taken in ascending, then in descending order, which must give the same bits. Every buffer
 // begins and ends on 16 bytes, as device memory does, and AddressSanitizer sees what lies beyond.
-#include <cstdio>
 #include <vector>
 
+#include "request.h"
 #include "row_grads.cuh"
 #include "row_scores.cuh"
 
 using namespace torchassay;
 
 namespace {
-
-int64_t number() {
-    int64_t value;
-    if (std::fread(&value, sizeof(value), 1, stdin) != 1) simt::fail("the request is too short");
-    return value;
-}
 
 class Buffer {
 public:
@@ -31,7 +25,7 @@ public:
         if (bytes == 0) return nullptr;
         auto* buffer = new Buffer(bytes);
         kept.push_back(buffer);
-        if (int64_t(std::fread(buffer->data_, 1, bytes, stdin)) != bytes) simt::fail("the request is too short");
+        read_bytes(buffer->data_, bytes);
         return buffer->data_;
     }
     void* poisoned() {

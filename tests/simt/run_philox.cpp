@@ -1,22 +1,12 @@
 // Runs the kernel of the uniforms under the host shim, and csrc/philox.h as C++ compiles it: a request on standard
 // input, on standard output the uniforms of a step, then the words of a draw. Threads and blocks are taken in both
 // orders.
-#include <cstdio>
 #include <vector>
 
 #include "philox.cuh"
+#include "request.h"
 
 using namespace torchassay;
-
-namespace {
-
-int64_t number() {
-    int64_t value;
-    if (std::fread(&value, sizeof(value), 1, stdin) != 1) simt::fail("the request is too short");
-    return value;
-}
-
-}  // namespace
 
 int main() {
     const int64_t seed = number(), by_address = number(), purpose = number(), draw = number(), n = number();
