@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 import torchassay as ta
+from torchassay import ops
 from torchassay.backends import why_not
+from torchassay.philox import uniforms
 
 BF16, FP32, FP16 = torch.bfloat16, torch.float32, torch.float16
 SHAPES = (  # rows, classes, elements that the first row stands off an address that is a multiple of 16
@@ -60,15 +63,32 @@ def worst(backend: str, device: str, rows: int, classes: int, offset: int, dtype
     return float(torch.stack(errors).max())
 
 
+def picks(backend: str, device: str) -> float:
+    """The same of the kernels behind `History`: shares of a window, and the draws."""
+    generator, worst = torch.Generator().manual_seed(5), 0.0
+    for capacity, total, count in ((1, 1, 3), (1000, 700, 33), (5000, 9999, 300)):
+        window, values = (torch.randn(size, generator=generator) for size in (capacity, count))
+        for midrank in (False, True):
+            call = window, torch.tensor(total), values
+            found = ops.cdf(*(tensor.to(device) for tensor in call), midrank, backend).cpu()
+            worst = max(worst, float((found - ta.reference.cdf(*call, midrank)).abs().max()))
+    ids = torch.arange(1000) << 31
+    found = uniforms(ids.to(device), seed=-5, step=7, backend=backend).cpu()
+    return max(worst, float((found - uniforms(ids, seed=-5, step=7, backend="reference")).abs().max()))
+
+
 def check(device: str, backends: Sequence[str], cases: Sequence[tuple] = CASES, tolerance: float = 1e-5) -> list[str]:
     """What is wrong, a line a case."""
     wrong = []
     for backend in backends:
+        checks = {f"{backend}: picks": partial(picks, backend, device)}
         for case in cases:
             rows, classes, offset, dtype = case
             name = f"{backend}: {rows} x {classes} {str(dtype).removeprefix('torch.')}, off by {offset}"
+            checks[name] = partial(worst, backend, device, *case)
+        for name, error_of in checks.items():
             try:
-                error = worst(backend, device, *case)
+                error = error_of()
                 if not error <= tolerance:
                     wrong.append(f"{name}: error {error:.1e}")
             except Exception as failure:  # the other cases still say something

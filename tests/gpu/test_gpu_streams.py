@@ -173,3 +173,24 @@ def test_inputs_are_not_written_to(backend, batch, bits):
         x.requires_grad_()
         step(x, y, backend)
         assert torch.equal(bits(x.detach()), bits(before[0])) and torch.equal(y, before[1])
+
+
+@pytest.mark.parametrize("bins", [None, True], ids=["window", "histogram"])
+def test_a_history_is_that_of_the_cpu_and_nobody_waits(bins, backend, never_wait, monkeypatch):
+    monkeypatch.setenv("TORCHASSAY_BACKEND", backend)
+    there, here = ta.History(1000, beta=2, bins=bins), ta.History(1000, beta=2, bins=bins)
+    generator = torch.Generator().manual_seed(4)
+    batches = [
+        (torch.rand(size, generator=generator), torch.rand(size, generator=generator) < 0.8) for size in (300, 2500, 7)
+    ]
+    moved = [(values.cuda(), mask.cuda()) for values, mask in batches]
+    seed = torch.tensor(11, device="cuda")
+    ta.History(1000, bins=bins).select(*moved[0][:1], seed=seed, step=0, mask=moved[0][1])  # compiled by now
+    torch.cuda.synchronize()
+    never_wait()
+    found = [there.select(values, seed=seed, step=step, mask=mask) for step, (values, mask) in enumerate(moved)]
+    torch.cuda.set_sync_debug_mode("default")
+    monkeypatch.delenv("TORCHASSAY_BACKEND")
+    for step, (values, mask) in enumerate(batches):
+        expected = here.select(values, seed=11, step=step, mask=mask)
+        assert (found[step].cpu() != expected).float().mean() < 0.01  # a probability may differ by one rounding
