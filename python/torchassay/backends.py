@@ -95,20 +95,18 @@ def fast_backends(device: str, dtype: torch.dtype, classes: int) -> tuple[str, .
 
 def choose(function: str, device: str, dtype: torch.dtype, classes: int, forced: str, plain: bool = True) -> str:
     """The backend of a call; raises RuntimeError if the forced one can't take it, warns if it must be the reference."""
-    wanted = _forced(function, "" if forced == UNDER_COMPILE else forced)
-    if wanted:
+    if wanted := _forced(function, "" if forced == UNDER_COMPILE else forced):
         reason = why_not(wanted, device, dtype, plain)
         if reason:
             raise RuntimeError(f"{function}: backend '{wanted}' is not available for this call: {reason}")
         return wanted
-    reasons = []
+    why = ""
     for name in fast_backends(device, dtype, classes):
         reason = why_not(name, device, dtype, plain)
         if not reason:
             return name
-        reasons.append(reason)
-    why = "; ".join(dict.fromkeys(reasons))
-    if reasons and why not in _warned and forced != UNDER_COMPILE and not torch.compiler.is_compiling():
+        why = reason if why in ("", reason) else f"{why}; {reason}"
+    if why and why not in _warned and forced != UNDER_COMPILE and not torch.compiler.is_compiling():
         _warned.add(why)
         warnings.warn(f"{function} takes the slow reference: {why}", BackendFallback, stacklevel=_caller_level())
     return "reference"

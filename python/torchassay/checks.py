@@ -217,9 +217,7 @@ def signals(function: str, names: Sequence[str] | str, with_target: bool, labell
 
 
 def signal_of(history, function: str) -> str:
-    """The signal that a `History` takes the values of; "" for None."""
-    if history is None:
-        return ""
+    """The signal that a `History` takes the values of."""
     if not hasattr(history, "probability"):
         raise InputTypeError(f"{function}: history must be a History, got {type(history).__name__}")
     return history.signal

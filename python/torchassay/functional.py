@@ -64,7 +64,7 @@ def score(
         >>> [f"{value:.4g}" for value in s.loss.tolist()]
         ['0.1269', '9.358e-14']
     """
-    extra = checks.signal_of(history, "score")
+    extra = "" if history is None else checks.signal_of(history, "score")
     call = checks.score("score", input, target, signals, dim, weight, ignore_index, label_smoothing, extra)
     input = input.detach() if input.requires_grad else input
     outputs = _outputs("score", input, target, call, weight, ignore_index, label_smoothing, backend, 0)
@@ -203,7 +203,7 @@ def explain(
     backend: str | None = None,
 ) -> str:
     """Say which backend `score` would take for these arguments, and why not each other one."""
-    extra = checks.signal_of(history, "explain")
+    extra = "" if history is None else checks.signal_of(history, "explain")
     call = checks.score("explain", input, target, signals, dim, weight, ignore_index, label_smoothing, extra)
     return describe(input.device.type, input.dtype, input.shape[call.dim], backend or "", call.plain)
 

@@ -210,7 +210,7 @@ def score(
     history=None,
 ) -> Scores:
     """`torchassay.score` in plain torch, but for the history's share of its window."""
-    extra = checks.signal_of(history, "score")
+    extra = "" if history is None else checks.signal_of(history, "score")
     call = checks.score("score", input, target, signals, dim, weight, ignore_index, label_smoothing, extra)
     outputs = _outputs("score", input.detach(), target, call, weight, ignore_index, label_smoothing)
     scores = call.scores(outputs)
