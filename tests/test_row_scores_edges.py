@@ -54,6 +54,16 @@ def test_a_top_far_above_the_lowest_number(classes, dtype, place):
     assert [found.entropy[1].item(), found.loss[1].item()] == pytest.approx([uniform, uniform], rel=1e-6)
 
 
+@pytest.mark.parametrize("classes", [3, 100, 9000])
+def test_zeros_of_both_signs_tie(classes, place):
+    x = torch.full((2, classes), -1.0)
+    x[0, 0], x[0, classes - 1] = -0.0, 0.0
+    x[1, 1], x[1, classes - 1] = 0.0, -0.0
+    found = score(place, x, torch.tensor([classes - 1, 1]))
+    assert found.prediction.tolist() == [0, 1]
+    assert found.margin.tolist() == found.target_margin.tolist() == [0, 0]
+
+
 @pytest.mark.parametrize("shift", [1e3, 1e4, -1e4])
 def test_case_04_shift_invariance_is_bitwise(shift, place):
     """Logits on a grid of 2^-9 stay exact when shifted, so only lse may change."""

@@ -117,7 +117,8 @@ struct Walk {
 
 // Which lane holds the largest logit: the largest key wins, of equals the lane that met it in the earliest span.
 TORCHASSAY_DEVICE uint64_t key_of(const LaneState& s, int at, int lane, int lanes) {
-    const uint32_t bits = as_bits(s.M), ordered = bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+    const uint32_t bits = as_bits(s.M + 0.0f);  // zeros of both signs are equal
+    const uint32_t ordered = bits & 0x80000000u ? ~bits : bits | 0x80000000u;
     return s.empty() ? 0 : uint64_t(ordered) << 32 | (0xffffffffu - uint32_t(at * lanes + lane));
 }
 TORCHASSAY_DEVICE float maximum_of(uint64_t key) {

@@ -189,6 +189,17 @@ def test_ties_give_the_lowest_class(classes, multiprocessors, kernels):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@each({name: ALL[name] for name in ("short 100", "warp 5001", "block 20001", "spans 20001")})
+def test_zeros_of_both_signs_tie(classes, multiprocessors, dtype, kernels):
+    x = torch.full((2, classes), -1.0, dtype=dtype)
+    x[0, 3], x[0, classes - 2] = -0.0, 0.0
+    x[1, 5], x[1, classes - 1] = 0.0, -0.0
+    found = kernels.scores(x, torch.tensor([classes - 2, 5]), multiprocessors=multiprocessors)
+    assert found["prediction"].tolist() == [3, 5]
+    assert torch.equal(found["margin"], torch.zeros(2)) and torch.equal(found["target_margin"], torch.zeros(2))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @each({name: ALL[name] for name in ("short 100", "short 1023", "warp 5001", "block 20001", "spans 20001")})
 def test_one_finite_logit_at_every_seam(classes, multiprocessors, dtype, kernels):
     seams = (0, 3, 4, 7, 8, 31, 32, 255, 256, 511, 512, 1023, 1024, 2047, 2048, 4095, 4096, 8191, 8192, classes - 1)
