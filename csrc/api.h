@@ -96,7 +96,7 @@ bool set_cpu_isa(const char* name);
 namespace cuda {
 
 struct Place {
-    int device;
+    int device;    // the calling thread's current one
     void* stream;  // cudaStream_t
 };
 

@@ -133,19 +133,42 @@ def test_a_gpu_tensor_takes_the_rule_then_the_other_then_the_reference(gpu):
         assert chosen(1000, torch.float64) == "reference"
 
 
+class Current:
+    """Stands in for making a device the current one."""
+
+    entered = False
+
+    def __enter__(self):
+        self.entered = True
+
+    def __exit__(self, *_):
+        self.entered = False
+
+
+@pytest.mark.parametrize(("device", "current", "changes"), [(0, 0, False), (1, 1, False), (1, 0, True)])
+def test_kernels_run_where_the_tensor_is(device, current, changes, fresh):
+    fresh.setattr(torch.cuda, "current_device", lambda: current)
+    tensor = types.SimpleNamespace(is_cuda=True, get_device=lambda: device)
+    fresh.setattr(torch.cuda, "device_of", lambda given: ("guard", given))
+    assert (ops._current(tensor) == ("guard", tensor)) == changes
+    assert ops._current(X) is ops._HERE
+
+
 @pytest.mark.parametrize("classes", [10, 9000])
 def test_the_cuda_kernels_are_handed_what_the_cpu_kernels_are(classes, fresh):
     """Without a GPU: the CPU's kernels stand in for those of the GPU, which take a place instead of threads."""
     native = module.native
     if native is None:
         pytest.skip("the C++ extension is not built")
-    seen = []
+    seen, current = [], Current()
 
     def scores(*call):
+        assert current.entered
         seen.append(call[-3:])
         native.row_scores(*call[:-3], 1)
 
     def grads(*call):
+        assert current.entered
         seen.append(call[-2:])
         native.row_grads(*call[:-2], 1)
 
@@ -163,6 +186,7 @@ def test_the_cuda_kernels_are_handed_what_the_cpu_kernels_are(classes, fresh):
     expected = results()
     fresh.setattr(ops, "native", types.SimpleNamespace(**stand_in))
     fresh.setattr(ops, "_place", lambda input: (0, 77))
+    fresh.setattr(ops, "_current", lambda input: current)
     fresh.setattr(torch.Tensor, "is_cuda", True)
     for ours, theirs in zip(results(), expected, strict=True):
         assert torch.equal(ours, theirs)

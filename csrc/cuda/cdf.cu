@@ -6,8 +6,7 @@ namespace torchassay {
 namespace cuda {
 
 void cdf(const Window& window, const Values& values, bool midrank, float* out, const Place& place) {
-    const OnDevice current(place.device);
-    share_below(window, values, midrank, out, Launch(place.stream));
+    share_below(window, values, midrank, out, Launch(place));
 }
 
 }  // namespace cuda

@@ -15,29 +15,13 @@ inline void check(cudaError_t error, const char* doing) {
         throw std::runtime_error(std::string("torchassay: ") + doing + ": " + cudaGetErrorString(error));
 }
 
-// Makes a device the current one for as long as it lives.
-class OnDevice {
-public:
-    explicit OnDevice(int device) {
-        check(cudaGetDevice(&before_), "the current device");
-        if (before_ == device)
-            before_ = -1;
-        else
-            check(cudaSetDevice(device), "choosing the device");
-    }
-    ~OnDevice() {
-        if (before_ >= 0) cudaSetDevice(before_);
-    }
-    OnDevice(const OnDevice&) = delete;
-    OnDevice& operator=(const OnDevice&) = delete;
-
-private:
-    int before_ = -1;
-};
-
+// The caller has made the device the current one. Here it is only made known to this module's own CUDA runtime, which
+// is linked statically: that one's idea of the current device would be its own, and going back to it a mistake.
 class Launch {
 public:
-    explicit Launch(void* stream) : stream_(static_cast<cudaStream_t>(stream)) {}
+    explicit Launch(const cuda::Place& place) : stream_(static_cast<cudaStream_t>(place.stream)) {
+        check(cudaSetDevice(place.device), "choosing the device");
+    }
 
     template <class... P, class... A>
     void operator()(void (*kernel)(P...), int64_t blocks, int threads, A&&... arguments) const {

@@ -6,8 +6,7 @@ namespace torchassay {
 namespace cuda {
 
 void uniforms(const int64_t* row_id, int64_t count, const Seed& seed, uint32_t step, float* out, const Place& place) {
-    const OnDevice current(place.device);
-    draw_uniforms(row_id, count, seed, step, out, Launch(place.stream));
+    draw_uniforms(row_id, count, seed, step, out, Launch(place));
 }
 
 }  // namespace cuda

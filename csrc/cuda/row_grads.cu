@@ -7,8 +7,7 @@ namespace cuda {
 
 void row_grads(const Rows& rows, const Targets& targets, const void* stats, const Upstream& grad_loss,
                const Upstream& grad_entropy, void* out, const Place& place) {
-    const OnDevice current(place.device);
-    const Launch launch(place.stream);
+    const Launch launch(place);
     switch (rows.dtype) {
         case Dtype::kFloat32:
             return grad_rows<float>(rows, targets, stats, grad_loss, grad_entropy, out, launch);

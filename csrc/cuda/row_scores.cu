@@ -22,8 +22,7 @@ int64_t row_scores_workspace(const Rows& rows, int device) {
 
 void row_scores(const Rows& rows, const Targets& targets, void* const out[kSlots], void* workspace,
                 const Place& place) {
-    const OnDevice current(place.device);
-    const Launch launch(place.stream);
+    const Launch launch(place);
     const int processors = multiprocessors(place.device);
     switch (rows.dtype) {
         case Dtype::kFloat32:

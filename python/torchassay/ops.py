@@ -6,6 +6,7 @@ An op gets checked arguments and a class dimension counted from the front. It ha
 
 from __future__ import annotations
 
+import contextlib
 import functools
 
 import torch
@@ -98,6 +99,15 @@ def _flat_target(target: Tensor | None) -> Tensor | None:
     return target if target.dim() == 1 and target.is_contiguous() else target.contiguous().view(-1)
 
 
+_HERE = contextlib.nullcontext()
+
+
+def _current(tensor: Tensor) -> contextlib.AbstractContextManager:
+    """Kernels are launched on the current device: it must be the tensor's."""
+    elsewhere = tensor.is_cuda and tensor.get_device() != torch.cuda.current_device()
+    return torch.cuda.device_of(tensor) if elsewhere else _HERE
+
+
 def _place(input: Tensor) -> tuple[int, int]:
     """The index of a CUDA tensor's device and torch's current stream there."""
     device = input.get_device()
@@ -132,7 +142,7 @@ def _row_scores(
             slots[slot] = output.view(6, -1) if slot == _STATS_SLOT else output.view(-1)
         outer, inner, classes, *strides = layout
         rows = rows.as_strided((outer, inner, classes), (*strides, 1))
-        with torch.cuda.device_of(input):  # Triton launches on the current device
+        with _current(input):
             row_scores(rows, target, ignore_index, slots)
         if target is not None:
             checks.class_range(function, target, classes, ignore_index)
@@ -147,7 +157,8 @@ def _row_scores(
         outer, inner, classes = layout[:3]
         size = native.cuda_row_scores_workspace(_DTYPES[input.dtype], outer * inner, classes, device)
         workspace = torch.empty(size, dtype=torch.uint8, device=input.device) if size else None
-        native.cuda_row_scores(*call, workspace.data_ptr() if size else 0, device, stream)
+        with _current(input):
+            native.cuda_row_scores(*call, workspace.data_ptr() if size else 0, device, stream)
         return outputs
     bad_row = native.row_scores(*call, torch.get_num_threads())
     if bad_row >= 0:
@@ -182,7 +193,7 @@ def _row_grads(
         outer, inner, classes, *strides = layout
         rows = rows.as_strided((outer, inner, classes), (*strides, 1))
         out = grad.movedim(dim, -1).view(-1, classes)
-        with torch.cuda.device_of(input):
+        with _current(input):
             row_grads(rows, target, stats.view(6, -1), *upstream, ignore_index, out)
         return grad
     call = (
@@ -197,7 +208,8 @@ def _row_grads(
         grad.data_ptr(),
     )
     if input.is_cuda:
-        native.cuda_row_grads(*call, *_place(input))
+        with _current(input):
+            native.cuda_row_grads(*call, *_place(input))
     else:
         native.row_grads(*call, torch.get_num_threads())
     return grad
@@ -214,13 +226,14 @@ def _uniforms(row_id: Tensor, seed_tensor: Tensor | None, seed: int, step: int, 
     if backend == "triton":
         from torchassay.triton_kernels.philox import uniforms
 
-        with torch.cuda.device_of(row_id):
+        with _current(row_id):
             uniforms(row_id, seed_tensor, seed, step, out)
         return out
     address = 0 if seed_tensor is None else seed_tensor.data_ptr()
     call = row_id.data_ptr(), row_id.numel(), address, seed, step, out.data_ptr()
     if row_id.is_cuda:
-        native.cuda_uniforms(*call, *_place(row_id))
+        with _current(row_id):
+            native.cuda_uniforms(*call, *_place(row_id))
     else:
         native.uniforms(*call)
     return out
@@ -236,7 +249,7 @@ def _cdf(window: Tensor, total: Tensor, values: Tensor, midrank: bool, backend: 
     if backend == "triton":
         from torchassay.triton_kernels.cdf import cdf
 
-        with torch.cuda.device_of(values):
+        with _current(values):
             cdf(window, total, values, midrank, out)
         return out
     if window.is_cuda and window.data_ptr() % 16:
@@ -246,7 +259,8 @@ def _cdf(window: Tensor, total: Tensor, values: Tensor, midrank: bool, backend: 
         *(values.data_ptr(), values.stride(0), values.numel(), midrank, out.data_ptr()),
     )
     if values.is_cuda:
-        native.cuda_cdf(*call, *_place(values))
+        with _current(values):
+            native.cuda_cdf(*call, *_place(values))
     else:
         native.cdf(*call, torch.get_num_threads())
     return out
