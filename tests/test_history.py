@@ -202,6 +202,17 @@ def test_the_state_is_taken_up_where_it_was_left(bins):
     assert torch.equal(empty.cdf(values[0]), torch.ones(50))
 
 
+@pytest.mark.filterwarnings("ignore:Dynamo does not know:UserWarning")
+def test_compiled_code_leaves_its_graph_for_a_history():
+    compiled, plain = ta.History(), ta.History()
+    score = torch.compile(lambda x, y: ta.score(x, y, history=compiled).select_prob * 2, backend="eager")
+    for seed in range(3):
+        x = torch.randn(20, 7, generator=torch.Generator().manual_seed(seed))
+        y = torch.arange(20) % 7
+        assert torch.equal(score(x, y), ta.score(x, y, history=plain).select_prob * 2)
+    assert compiled.state_dict()["total"] == plain.state_dict()["total"] == 60
+
+
 def test_frozen_views_share_the_window():
     history = ta.History(4)
     view = history.frozen()

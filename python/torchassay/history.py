@@ -39,6 +39,8 @@ class History:
     A value that is NaN never enters the window, and has probability ``p_min``. Rows that a mask excludes neither enter
     nor are selected: their probability is 0. While the window is empty every probability is 1.
 
+    Compiled code leaves its graph for a call that is given a history, whose window it changes.
+
     Raises:
         ValueError: an argument that is out of range, or values on another device than the window.
         TypeError: values that are not floating-point.
