@@ -1,6 +1,7 @@
 // The Python module torchassay._native: raw pointers in, nothing checked here. The only file that knows Python.
 #include <pybind11/pybind11.h>
 
+#include <array>
 #include <stdexcept>
 #include <string>
 
@@ -13,14 +14,19 @@ namespace {
 
 const void* pointer(uintptr_t address) { return reinterpret_cast<const void*>(address); }
 
+std::array<void*, kSlots> slots_of(const py::sequence& out) {
+    std::array<void*, kSlots> slots;
+    for (int i = 0; i < kSlots; ++i) slots[i] = reinterpret_cast<void*>(out[i].cast<uintptr_t>());
+    return slots;
+}
+
 int64_t scores(uintptr_t data, int dtype, int64_t outer, int64_t inner, int64_t classes, int64_t outer_stride,
                int64_t inner_stride, uintptr_t target, bool wide, int64_t ignore_index, const py::sequence& out,
                int threads) {
     const Rows rows{pointer(data), Dtype(dtype), outer, inner, classes, outer_stride, inner_stride};
-    void* slots[kSlots];
-    for (int i = 0; i < kSlots; ++i) slots[i] = reinterpret_cast<void*>(out[i].cast<uintptr_t>());
+    const auto slots = slots_of(out);
     py::gil_scoped_release release;
-    return row_scores(rows, Targets{pointer(target), wide, ignore_index}, slots, threads);
+    return row_scores(rows, Targets{pointer(target), wide, ignore_index}, slots.data(), threads);
 }
 
 void grads(uintptr_t data, int dtype, int64_t outer, int64_t inner, int64_t classes, int64_t outer_stride,
@@ -68,11 +74,10 @@ void cuda_scores(uintptr_t data, int dtype, int64_t outer, int64_t inner, int64_
                  int64_t inner_stride, uintptr_t target, bool wide, int64_t ignore_index, const py::sequence& out,
                  uintptr_t workspace, int device, uintptr_t stream) {
     const Rows rows{pointer(data), Dtype(dtype), outer, inner, classes, outer_stride, inner_stride};
-    void* slots[kSlots];
-    for (int i = 0; i < kSlots; ++i) slots[i] = reinterpret_cast<void*>(out[i].cast<uintptr_t>());
+    const auto slots = slots_of(out);
     py::gil_scoped_release release;
-    cuda::row_scores(rows, Targets{pointer(target), wide, ignore_index}, slots, reinterpret_cast<void*>(workspace),
-                     {device, reinterpret_cast<void*>(stream)});
+    cuda::row_scores(rows, Targets{pointer(target), wide, ignore_index}, slots.data(),
+                     reinterpret_cast<void*>(workspace), {device, reinterpret_cast<void*>(stream)});
 }
 
 void cuda_grads(uintptr_t data, int dtype, int64_t outer, int64_t inner, int64_t classes, int64_t outer_stride,

@@ -1,7 +1,8 @@
-// Reductions over the lanes that share a row, a power of two of them within a warp or all of a block. Every lane gets
-// the result, and the order is a matter of the lanes' numbers alone: the same bits every time.
+// Reductions over the columns of a lane, and over the lanes that share a row, a power of two of them within a warp or
+// all of a block. Every lane gets the result, and the order is a matter of the lanes' numbers alone: the same bits
+// every time.
 #pragma once
-#include "row_math.cuh"
+#include "row_memory.cuh"
 
 namespace torchassay {
 
@@ -30,8 +31,7 @@ TORCHASSAY_DEVICE T reduce_in_warp(T value, int lanes, Operation operation) {
 // Over a warp (kLanes = 32) or the block (kLanes = kThreads).
 template <int kLanes, class T, class Operation>
 TORCHASSAY_DEVICE T reduce(T value, Operation operation) {
-#pragma unroll
-    for (int step = 16; step > 0; step /= 2) value = operation(value, simt::shuffle_xor(value, step));
+    value = reduce_in_warp(value, 32, operation);
     if constexpr (kLanes > 32) {
         constexpr int warps = kLanes / 32;
         __shared__ simt::Shared<T, warps> parts;
@@ -49,6 +49,21 @@ TORCHASSAY_DEVICE T reduce(T value, Operation operation) {
 struct Sums {
     float R, T, Q;
 };
+
+// Adds a vector of columns, relative to `reference`, which none of them exceeds.
+template <class In, bool kMend>
+TORCHASSAY_DEVICE void add_columns(Sums& s, const Words& x, float reference) {
+    float R = 0.0f;  // a vector by itself: many small numbers added to a large one would all be rounded alike
+#pragma unroll
+    for (int i = 0; i < kVector<In>; ++i) {
+        float d = element<In>(x, i) - reference;
+        const float e = exp_of<kMend>(d);
+        R += e;
+        s.T = fused(-d, e, s.T);
+        s.Q = fused(e, e, s.Q);
+    }
+    s.R += R;
+}
 
 TORCHASSAY_DEVICE Sums sum_in_warp(Sums s, int lanes) {
 #pragma unroll

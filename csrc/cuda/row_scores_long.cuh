@@ -27,21 +27,11 @@ TORCHASSAY_DEVICE LaneState sum_span(const Words (&x)[kSpanVectors]) {
     uint32_t top = x[0].word[0];
 #pragma unroll
     for (int i = 1; i < kSpanVectors * 4; ++i) top = P::larger(top, x[i / 4].word[i % 4]);
-    LaneState s{larger(largest_part<In>(top), kLowest), 0.0f, 0.0f, 0.0f};
+    const float M = larger(largest_part<In>(top), kLowest);
+    Sums s{0.0f, 0.0f, 0.0f};
 #pragma unroll
-    for (int v = 0; v < kSpanVectors; ++v) {
-        float R = 0.0f;  // a vector by itself: many small numbers added to a large one would all be rounded alike
-#pragma unroll
-        for (int i = 0; i < kVector<In>; ++i) {
-            float d = element<In>(x[v], i) - s.M;
-            const float e = exp_of<P::kMend>(d);
-            R += e;
-            s.T = fused(-d, e, s.T);
-            s.Q = fused(e, e, s.Q);
-        }
-        s.R += R;
-    }
-    return s;
+    for (int v = 0; v < kSpanVectors; ++v) add_columns<In, P::kMend>(s, x[v], M);
+    return {M, s.R, s.T, s.Q};
 }
 
 // Adds `low` to `high`, whose M is at least as large.
@@ -189,16 +179,8 @@ TORCHASSAY_DEVICE void settle_row(const ScoreTask& task, int64_t row, const Walk
     u = reduce<kLanes>(u, Larger{});
     LaneState s{u, 0.0f, 0.0f, 0.0f};
     for (int base = 0; base < vectors; base += kLanes) {
-        const Words x = without_top(base + lane);
-        LaneState part{u, 0.0f, 0.0f, 0.0f};
-#pragma unroll
-        for (int i = 0; i < kVector<In>; ++i) {
-            float d = element<In>(x, i) - u;
-            const float e = exp_of<true>(d);
-            part.R += e;
-            part.T = fused(-d, e, part.T);
-            part.Q = fused(e, e, part.Q);
-        }
+        Sums part{0.0f, 0.0f, 0.0f};
+        add_columns<In, true>(part, without_top(base + lane), u);
         s.R += part.R;
         s.T += part.T;
         s.Q += part.Q;

@@ -76,20 +76,10 @@ __global__ void __launch_bounds__(kThreads, sizeof(In) == 4 ? 2 : 3)
         Sums sums{0.0f, 0.0f, 0.0f};
 #pragma unroll
         for (int v = 0; v < kVectors; ++v) {
-            float R = 0.0f;  // a vector by itself: many small numbers added to a large one would all be rounded alike
+            Words below;
 #pragma unroll
-            for (int q = 0; q < 4; ++q) {
-                const uint32_t word = P::smaller_or_nan(x[v].word[q], ceiling);
-#pragma unroll
-                for (int i = 0; i < kPerWord<In>; ++i) {
-                    float d = P::part(word, i) - reference;
-                    const float e = exp_of<P::kMend>(d);
-                    R += e;
-                    sums.T = fused(-d, e, sums.T);
-                    sums.Q = fused(e, e, sums.Q);
-                }
-            }
-            sums.R += R;
+            for (int q = 0; q < 4; ++q) below.word[q] = P::smaller_or_nan(x[v].word[q], ceiling);
+            add_columns<In, P::kMend>(sums, below, reference);
         }
         sums = sum_in_warp(sums, lanes);
         if (task.out[kPrediction]) {

@@ -95,8 +95,6 @@ class History:
     def cdf(self, values: Tensor) -> Tensor:
         """The share of the window below each value: float32, of their shape; 1 while it is empty, NaN for NaN."""
         values = self._checked("cdf", values)
-        if not self._state:
-            self._begin(values.device)
         flat = values.reshape(-1)
         found = self._share_of_bins(flat) if self.bins else self._share_of_window(flat)
         return found.view(values.shape)
@@ -106,8 +104,6 @@ class History:
         if self._frozen:
             raise RuntimeError("History.update: this is a frozen view of a history")
         values = self._checked("update", values, mask)
-        if not self._state:
-            self._begin(values.device)
         flat = values.reshape(-1)
         valid = flat == flat
         if mask is not None:
@@ -206,6 +202,7 @@ class History:
             self._state["total"] = torch.zeros((), dtype=torch.int64, device=device)  # ever appended
 
     def _checked(self, method: str, values: Tensor, mask: Tensor | None = None) -> Tensor:
+        """The values as float32; the first ones begin the window."""
         function = f"History.{method}"
         checks.tensor(function, "values", values)
         if values.dtype not in DTYPES:
@@ -222,12 +219,12 @@ class History:
                 expected = f"bool of shape {tuple(values.shape)} on {values.device}"
                 got = f"{checks.dtype_name(mask.dtype)} of shape {tuple(mask.shape)} on {mask.device}"
                 raise checks.InputValueError(f"{function}: mask must be {expected}, got {got}")
+        if not self._state:
+            self._begin(values.device)
         return values.detach().float()
 
     def _in_one_go(self, values: Tensor, mask: Tensor | None, update: bool) -> Tensor:
         """`probability` by one native call, where a chain of small ops would take longer than the scores."""
-        if not self._state:
-            self._begin(values.device)
         window, total = self._state["window"], self._state["total"]
         values = values.contiguous()
         mask = None if mask is None else mask.contiguous()
