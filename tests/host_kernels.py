@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torchassay.ops import _layout
+from torchassay.ops.memory import layout
 from torchassay.scores import SIGNALS
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 2, torch.float16: 3}  # csrc/api.h, enum Dtype
@@ -101,10 +101,10 @@ def _bytes(tensor: Tensor) -> bytes:
 
 def _rows(input: Tensor) -> bytes:
     """The rows where they lie in their storage, of which a tensor may see a part."""
-    rows, *layout = _layout(input.detach(), input.dim() - 1)
+    rows, *where = layout(input.detach(), input.dim() - 1)
     storage = _storage(rows)
     offset = rows.storage_offset() * rows.itemsize
-    return _numbers(DTYPES[input.dtype], *layout, offset, len(storage)) + storage
+    return _numbers(DTYPES[input.dtype], *where, offset, len(storage)) + storage
 
 
 def _targets(target: Tensor | None, ignore_index: int) -> bytes:

@@ -10,7 +10,7 @@ import pytest
 import scored
 import torch
 import torchassay as ta
-from torchassay import ops
+from torchassay.ops import memory, rows
 
 module = sys.modules["torchassay.backends"]  # the attribute of that name is the function
 X, Y = torch.zeros(3, 5), torch.tensor([0, 1, 2])
@@ -150,8 +150,8 @@ def test_kernels_run_where_the_tensor_is(device, current, changes, fresh):
     fresh.setattr(torch.cuda, "current_device", lambda: current)
     tensor = types.SimpleNamespace(is_cuda=True, get_device=lambda: device)
     fresh.setattr(torch.cuda, "device_of", lambda given: ("guard", given))
-    assert (ops._current(tensor) == ("guard", tensor)) == changes
-    assert ops._current(X) is ops._HERE
+    assert (memory.current(tensor) == ("guard", tensor)) == changes
+    assert memory.current(X) is memory._HERE
 
 
 @pytest.mark.parametrize("classes", [10, 9000])
@@ -184,9 +184,9 @@ def test_the_cuda_kernels_are_handed_what_the_cpu_kernels_are(classes, fresh):
         return *found.as_dict().values(), *torch.autograd.grad(loss, x)
 
     expected = results()
-    fresh.setattr(ops, "native", types.SimpleNamespace(**stand_in))
-    fresh.setattr(ops, "_place", lambda input: (0, 77))
-    fresh.setattr(ops, "_current", lambda input: current)
+    fresh.setattr(rows, "native", types.SimpleNamespace(**stand_in))
+    fresh.setattr(rows, "place", lambda input: (0, 77))
+    fresh.setattr(rows, "current", lambda input: current)
     fresh.setattr(torch.Tensor, "is_cuda", True)
     for ours, theirs in zip(results(), expected, strict=True):
         assert torch.equal(ours, theirs)

@@ -21,7 +21,7 @@ SIGNALS = (
 )
 TARGET_SIGNALS = ("loss", "grad_norm", "target_margin")
 BIT = {name: 1 << i for i, name in enumerate(SIGNALS)}
-STATS = 1 << len(SIGNALS)  # the six numbers a row that the backward needs: ops.py
+STATS = 1 << len(SIGNALS)  # the six numbers a row that the backward needs: ops/rows.py
 TARGET_BITS = BIT["loss"] | BIT["grad_norm"] | BIT["target_margin"]
 
 

@@ -1,0 +1,11 @@
+"""The ops behind every function: schema, fake and implementation. The only user of torch.library.
+
+An op gets checked arguments and a class dimension counted from the front. It has no autograd of its own: the
+`torch.autograd.Function`s in `autograd.py` stand around it.
+"""
+
+from torchassay.ops.cdf import cdf
+from torchassay.ops.random import uniforms
+from torchassay.ops.rows import row_grads, row_scores
+
+__all__ = ["cdf", "row_grads", "row_scores", "uniforms"]

@@ -1,0 +1,49 @@
+"""Random numbers by row."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from torchassay import philox
+from torchassay.backends import choose, native
+from torchassay.ops.memory import current, place
+
+torch.library.define(  # SymInt: compiled code is not for one step alone
+    "torchassay::uniforms", "(Tensor row_id, Tensor? seed_tensor, SymInt seed, SymInt step, str backend) -> Tensor"
+)
+
+
+def _uniforms(row_id: Tensor, seed_tensor: Tensor | None, seed: int, step: int, backend: str) -> Tensor:
+    backend = choose("uniforms", row_id.device.type, torch.float32, 1, backend)
+    if backend == "reference":
+        return philox.pick_uniforms(row_id, seed if seed_tensor is None else seed_tensor, step)
+    row_id = row_id.contiguous()
+    out = torch.empty(row_id.shape, dtype=torch.float32, device=row_id.device)
+    if out.numel() == 0:
+        return out
+    if backend == "triton":
+        from torchassay.triton_kernels.philox import uniforms
+
+        with current(row_id):
+            uniforms(row_id, seed_tensor, seed, step, out)
+        return out
+    address = 0 if seed_tensor is None else seed_tensor.data_ptr()
+    call = row_id.data_ptr(), row_id.numel(), address, seed, step, out.data_ptr()
+    if row_id.is_cuda:
+        with current(row_id):
+            native.cuda_uniforms(*call, *place(row_id))
+    else:
+        native.uniforms(*call)
+    return out
+
+
+torch.library.impl("torchassay::uniforms", "CompositeExplicitAutograd", _uniforms)
+
+
+@torch.library.register_fake("torchassay::uniforms")
+def _(row_id, seed_tensor, seed, step, backend):
+    return torch.empty(row_id.shape, dtype=torch.float32, device=row_id.device)
+
+
+uniforms = torch.ops.torchassay.uniforms.default

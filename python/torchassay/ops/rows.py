@@ -1,0 +1,165 @@
+"""Scores of rows of logits, and their gradient."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from torch import Tensor
+
+from torchassay import checks, reference
+from torchassay.backends import choose, native
+from torchassay.ops.memory import DTYPES, current, empty_grad, flat_target, layout, place
+from torchassay.scores import BIT, SIGNALS, STATS
+
+torch.library.define(
+    "torchassay::row_scores",
+    "(Tensor input, Tensor? target, int dim, int ignore_index, int signals, str function, str backend) -> Tensor[]",
+)
+torch.library.define(
+    "torchassay::row_grads",
+    "(Tensor input, Tensor? target, Tensor stats, Tensor? grad_loss, Tensor? grad_entropy, int dim, int ignore_index,"
+    " str function, str backend) -> Tensor",
+)
+
+_SLOTS = (*(BIT[name] for name in SIGNALS), STATS)  # csrc/api.h, enum Slot
+_PREDICTION_SLOT, _STATS_SLOT = SIGNALS.index("prediction"), len(SIGNALS)
+
+
+@functools.cache
+def _asked(signals: int) -> tuple[int, ...]:
+    return tuple(slot for slot, bit in enumerate(_SLOTS) if signals & bit)
+
+
+def _empty_outputs(input: Tensor, dim: int, asked: tuple[int, ...]) -> list[Tensor]:
+    shape = input.shape[:dim] + input.shape[dim + 1 :]
+    dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
+    outputs, last = [], None
+    for slot in asked:
+        if slot == _PREDICTION_SLOT:
+            outputs.append(torch.empty(shape, dtype=torch.int64, device=input.device))
+        elif slot == _STATS_SLOT:
+            outputs.append(torch.empty((6, *shape), dtype=dtype, device=input.device))
+        else:  # empty_like is the cheapest way to a second one; one tensor for all would be fresh pages in every call
+            last = torch.empty(shape, dtype=dtype, device=input.device) if last is None else torch.empty_like(last)
+            outputs.append(last)
+    return outputs
+
+
+def _row_scores(
+    input: Tensor,
+    target: Tensor | None,
+    dim: int,
+    ignore_index: int,
+    signals: int,
+    function: str,
+    backend: str,
+) -> list[Tensor]:
+    backend = choose(function, input.device.type, input.dtype, input.shape[dim], backend)
+    if backend == "reference":
+        if target is not None:
+            checks.class_range(function, target, input.shape[dim], ignore_index)
+        return reference.row_scores(input, target, dim, ignore_index, signals)
+    asked = _asked(signals)
+    outputs = _empty_outputs(input, dim, asked)
+    if not outputs or input.numel() == 0:
+        return outputs
+    rows, *where = layout(input, dim)
+    target = flat_target(target)
+    if backend == "triton":
+        from torchassay.triton_kernels.row_scores import row_scores
+
+        slots = [None] * len(_SLOTS)
+        for slot, output in zip(asked, outputs, strict=True):
+            slots[slot] = output.view(6, -1) if slot == _STATS_SLOT else output.view(-1)
+        outer, inner, classes, *strides = where
+        rows = rows.as_strided((outer, inner, classes), (*strides, 1))
+        with current(input):
+            row_scores(rows, target, ignore_index, slots)
+        if target is not None:
+            checks.class_range(function, target, classes, ignore_index)
+        return outputs
+    pointers = [0] * len(_SLOTS)
+    for slot, output in zip(asked, outputs):  # noqa: B905 - of one length, and in the way of every call
+        pointers[slot] = output.data_ptr()
+    address, wide = (0, False) if target is None else (target.data_ptr(), target.dtype == torch.int64)
+    call = rows.data_ptr(), DTYPES[input.dtype], *where, address, wide, ignore_index, pointers
+    if input.is_cuda:
+        device, stream = place(input)
+        outer, inner, classes = where[:3]
+        size = native.cuda_row_scores_workspace(DTYPES[input.dtype], outer * inner, classes, device)
+        workspace = torch.empty(size, dtype=torch.uint8, device=input.device) if size else None
+        with current(input):
+            native.cuda_row_scores(*call, workspace.data_ptr() if size else 0, device, stream)
+        return outputs
+    bad_row = native.row_scores(*call, torch.get_num_threads())
+    if bad_row >= 0:
+        checks.out_of_range(function, target, bad_row, input.shape[dim], ignore_index)
+    return outputs
+
+
+def _row_grads(
+    input: Tensor,
+    target: Tensor | None,
+    stats: Tensor,
+    grad_loss: Tensor | None,
+    grad_entropy: Tensor | None,
+    dim: int,
+    ignore_index: int,
+    function: str,
+    backend: str,
+) -> Tensor:
+    backend = choose(function, input.device.type, input.dtype, input.shape[dim], backend)
+    if backend == "reference":
+        grad = reference.row_grads(input, target, stats, grad_loss, grad_entropy, dim, ignore_index)
+        return empty_grad(input, dim).copy_(grad)
+    grad = empty_grad(input, dim)
+    if grad.numel() == 0:
+        return grad
+    rows, *where = layout(input, dim)
+    target = flat_target(target)
+    upstream = [None if g is None else g.to(stats.dtype).reshape(-1) for g in (grad_loss, grad_entropy)]
+    if backend == "triton":
+        from torchassay.triton_kernels.row_grads import row_grads
+
+        outer, inner, classes, *strides = where
+        rows = rows.as_strided((outer, inner, classes), (*strides, 1))
+        out = grad.movedim(dim, -1).view(-1, classes)
+        with current(input):
+            row_grads(rows, target, stats.view(6, -1), *upstream, ignore_index, out)
+        return grad
+    call = (
+        rows.data_ptr(),
+        DTYPES[input.dtype],
+        *where,
+        0 if target is None else target.data_ptr(),
+        target is not None and target.dtype == torch.int64,
+        ignore_index,
+        stats.data_ptr(),
+        *(number for g in upstream for number in ((0, 0) if g is None else (g.data_ptr(), g.stride(0)))),
+        grad.data_ptr(),
+    )
+    if input.is_cuda:
+        with current(input):
+            native.cuda_row_grads(*call, *place(input))
+    else:
+        native.row_grads(*call, torch.get_num_threads())
+    return grad
+
+
+torch.library.impl("torchassay::row_scores", "CompositeExplicitAutograd", _row_scores)
+torch.library.impl("torchassay::row_grads", "CompositeExplicitAutograd", _row_grads)
+
+
+@torch.library.register_fake("torchassay::row_scores")
+def _(input, target, dim, ignore_index, signals, function, backend):
+    return _empty_outputs(input, dim, _asked(signals))
+
+
+@torch.library.register_fake("torchassay::row_grads")
+def _(input, target, stats, grad_loss, grad_entropy, dim, ignore_index, function, backend):
+    return empty_grad(input, dim)
+
+
+row_scores = torch.ops.torchassay.row_scores.default
+row_grads = torch.ops.torchassay.row_grads.default

@@ -1,0 +1,134 @@
+"""The public functions in plain torch, differentiated by autograd."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from torchassay import checks
+from torchassay.reference.options import option_scores
+from torchassay.reference.rows import labels, row_scores, rows_of, state
+from torchassay.scores import BIT, Scores
+
+
+def score(
+    input: Tensor,
+    target: Tensor | None = None,
+    *,
+    signals: Sequence[str] | str | None = None,
+    dim: int = -1,
+    weight: Tensor | None = None,
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+    history=None,
+) -> Scores:
+    """`torchassay.score` in plain torch, but for the history's share of its window."""
+    extra = "" if history is None else checks.signal_of(history, "score")
+    call = checks.score("score", input, target, signals, dim, weight, ignore_index, label_smoothing, extra)
+    outputs = _outputs("score", input.detach(), target, call, weight, ignore_index, label_smoothing)
+    scores = call.scores(outputs)
+    return scores if history is None else call.with_probability(scores, outputs, history, target, ignore_index)
+
+
+def cross_entropy(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    *,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+    dim: int | None = None,
+    signals: Sequence[str] | str = (),
+) -> Tensor | tuple[Tensor, Scores]:
+    """`torchassay.cross_entropy` in plain torch, differentiated by autograd."""
+    function = "cross_entropy"
+    call = checks.cross_entropy(function, input, target, signals, dim, weight, ignore_index, label_smoothing, reduction)
+    rows, *outputs = _outputs(function, input, target, call.with_loss(), weight, ignore_index, label_smoothing)
+    loss = reduced(rows, input, target, weight, ignore_index, reduction)
+    if not signals:
+        return loss
+    if "loss" in call.names:
+        outputs.insert(0, rows)
+    return loss, call.scores([output.detach() for output in outputs])
+
+
+def reduced(
+    rows: Tensor,  # [...], the loss of every row
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    ignore_index: int,
+    reduction: str,
+) -> Tensor:
+    """The rows as `F.cross_entropy` reduces them, in the dtype that it returns.
+
+    The mean is over rows that are not ignored, each counting as the weight of its class; over all rows for class
+    probabilities.
+    """
+    if reduction == "sum":
+        rows = rows.sum()
+    elif reduction == "mean":
+        if target.is_floating_point():
+            count = rows.numel()
+            rows = rows.sum() / count if count else rows.sum() * torch.nan
+        elif weight is None:
+            rows = rows.sum() / (target != ignore_index).sum()
+        else:
+            y, ignored, _ = labels(target, weight.numel(), ignore_index)
+            rows = rows.sum() / weight.to(rows.dtype)[y].masked_fill(ignored, 0).sum()
+    dtype = input.dtype
+    if torch.is_autocast_enabled(input.device.type):
+        dtype = torch.promote_types(dtype, torch.float32)  # F.cross_entropy is a float32 op under autocast
+    if target.is_floating_point():
+        dtype = torch.promote_types(dtype, target.dtype)
+    return rows.to(dtype)
+
+
+def log_prob(input: Tensor, target: Tensor, *, dim: int = -1, ignore_index: int = -100) -> Tensor:
+    """`torchassay.log_prob` in plain torch, differentiated by autograd."""
+    function = "log_prob"
+    dim, several = checks.log_prob(function, input, target, dim, ignore_index)
+    checks.class_range(function, target, input.shape[dim], ignore_index, target.shape[-1] if several else 1)
+    if not several:
+        return -row_scores(input, target, dim, ignore_index, BIT["loss"])[0]
+    x = rows_of(input, dim)
+    s = state(x)
+    y, ignored, outside = labels(target, x.shape[-1], ignore_index)
+    gap = torch.where(y == s.k.unsqueeze(-1), 0, s.m.unsqueeze(-1) - x.gather(-1, y))
+    loss = gap + torch.log1p(s.r).unsqueeze(-1)
+    return -loss.masked_fill(outside, torch.nan).masked_fill(ignored, 0)
+
+
+def log_prob_entropy(
+    input: Tensor, target: Tensor, *, dim: int = -1, ignore_index: int = -100
+) -> tuple[Tensor, Tensor]:
+    """`torchassay.log_prob_entropy` in plain torch, differentiated by autograd."""
+    function = "log_prob_entropy"
+    dim, _ = checks.log_prob(function, input, target, dim, ignore_index, several=False)
+    checks.class_range(function, target, input.shape[dim], ignore_index)
+    loss, entropy = row_scores(input, target, dim, ignore_index, BIT["loss"] | BIT["entropy"])
+    return -loss, entropy
+
+
+def entropy(input: Tensor, *, dim: int = -1) -> Tensor:
+    """`torchassay.entropy` in plain torch, differentiated by autograd."""
+    return row_scores(input, None, checks.logits("entropy", input, dim), -100, BIT["entropy"])[0]
+
+
+def _outputs(
+    function: str,
+    input: Tensor,
+    target: Tensor | None,
+    call: checks.Call,
+    weight: Tensor | None,
+    ignore_index: int,
+    label_smoothing: float,
+) -> list[Tensor]:
+    if target is not None and not target.is_floating_point():
+        checks.class_range(function, target, input.shape[call.dim], ignore_index)
+    if call.plain:
+        return row_scores(input, target, call.dim, ignore_index, call.signals)
+    return option_scores(input, target, call.dim, weight, ignore_index, label_smoothing, call.signals)
