@@ -42,6 +42,20 @@ struct Upstream {
     int64_t stride;
 };
 
+// One number for each row (float32; float64 for float64 rows), or where data is null one for all.
+struct Number {
+    const void* data;
+    double value;
+};
+
+// What a loss asks for besides: torchassay/options.py. In float32, float64 for float64 rows.
+struct Options {
+    const void* weight;         // [C], or null
+    const void* probabilities;  // [N, C] dense, in the place of labels, or null
+    Number temperature;
+    double label_smoothing, softcap, z_loss;  // softcap 0: none
+};
+
 // Scores every row. out[s] is null where a signal was not asked for, else [N] (float32; float64 for float64 rows;
 // kPrediction int64; kStats [6, N]: m, u, z, r, miss, mu). Returns the first row whose target is out of range, or -1.
 int64_t row_scores(const Rows& rows, const Targets& targets, void* const out[kSlots], int threads);
@@ -49,6 +63,12 @@ int64_t row_scores(const Rows& rows, const Targets& targets, void* const out[kSl
 // d (sum grad_loss loss + grad_entropy entropy) / d rows into out [N, classes], dense, in the rows' dtype.
 void row_grads(const Rows& rows, const Targets& targets, const void* stats, const Upstream& grad_loss,
                const Upstream& grad_entropy, void* out, int threads);
+
+// The same under options. kStats are [7, N] here: m, u, z, r, rest, mu, beta (LinearLoss of row_stats.h).
+int64_t option_scores(const Rows& rows, const Targets& targets, const Options& options, void* const out[kSlots],
+                      int threads);
+void option_grads(const Rows& rows, const Targets& targets, const Options& options, const void* stats,
+                  const Upstream& grad_loss, const Upstream& grad_entropy, void* out, int threads);
 
 // The key of random numbers: a 64-bit number, or where one lies.
 struct Seed {
@@ -105,6 +125,11 @@ int64_t row_scores_workspace(const Rows& rows, int device);
 void row_scores(const Rows& rows, const Targets& targets, void* const out[kSlots], void* workspace, const Place& place);
 void row_grads(const Rows& rows, const Targets& targets, const void* stats, const Upstream& grad_loss,
                const Upstream& grad_entropy, void* out, const Place& place);
+int64_t option_scores_workspace(const Rows& rows, int device);
+void option_scores(const Rows& rows, const Targets& targets, const Options& options, void* const out[kSlots],
+                   void* workspace, const Place& place);
+void option_grads(const Rows& rows, const Targets& targets, const Options& options, const void* stats,
+                  const Upstream& grad_loss, const Upstream& grad_entropy, void* out, const Place& place);
 void uniforms(const int64_t* row_id, int64_t count, const Seed& seed, uint32_t step, float* out, const Place& place);
 // The window begins on 16 bytes.
 void cdf(const Window& window, const Values& values, bool midrank, float* out, const Place& place);

@@ -38,7 +38,7 @@ class Place(NamedTuple):
         return [*wide, torch.bfloat16, torch.float16]
 
     def marks(self):
-        reason = why_not(self.backend, self.device, torch.float32, True)
+        reason = why_not(self.backend, self.device, torch.float32)
         if not reason and self.backend == "triton":
             found = importlib.util.find_spec("torchassay.triton_kernels.row_scores")
             reason = "" if found else "torchassay.triton_kernels.row_scores is not there"

@@ -54,13 +54,14 @@ template <class T, class In>
 TORCHASSAY_INLINE void finish_rows(ScoreJob& job, const In* const* rows, int64_t i, int count,
                                    const RowState<V<T>>& state) {
     const V<T> infinity = splat<V<T>>(INFINITY), zero{};
-    const Finished<V<T>> f = finish(state, infinity);
+    const Inverse<V<T>> inverse{splat<V<T>>(1), zero};
+    const Finished<V<T>> f = finish(state, inverse, infinity);
     V<T> mu{}, miss{}, margin{};
     if (job.wants(kEntropy)) {
         mu = entropy_offset(f, state);
         write<T>(job.out[kEntropy], i, count, f.log_c + mu);
     }
-    if (job.wants(kLse)) write<T>(job.out[kLse], i, count, f.m + f.log_c);
+    if (job.wants(kLse)) write<T>(job.out[kLse], i, count, f.lse);
     if (job.wants(kConfidence)) write<T>(job.out[kConfidence], i, count, f.c);
     if (job.wants(kLeastConfidence)) write<T>(job.out[kLeastConfidence], i, count, f.r * f.c);
     if (job.wants(kMargin) || job.wants(kTargetMargin)) margin = margin_of(f, state, infinity);
@@ -69,7 +70,7 @@ TORCHASSAY_INLINE void finish_rows(ScoreJob& job, const In* const* rows, int64_t
         V<T> x_y;
         typename Simd<T>::I counted;
         look_up<T, In>(job, rows, i, count, &x_y, &counted);
-        const Labelled<V<T>> l = label(f, x_y, infinity);
+        const Labelled<V<T>> l = label(f, x_y, inverse, infinity);
         miss = counted ? l.miss : zero;
         if (job.wants(kLoss)) write<T>(job.out[kLoss], i, count, counted ? l.loss : zero);
         if (job.wants(kGradNorm)) write<T>(job.out[kGradNorm], i, count, counted ? grad_norm_of(f, state, l) : zero);

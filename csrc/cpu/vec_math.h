@@ -103,6 +103,20 @@ TORCHASSAY_INLINE void exp_fast(const F64 (&x)[K], F64 (&e)[K]) {
     for (int i = 0; i < K; ++i) e[i] = exp_nonpositive(x[i]);
 }
 
+// a b - product, where product is a b rounded.
+template <class V>
+TORCHASSAY_INLINE V lost_in_product(V a, V b, V product) {
+#if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
+    return fused(a, b, -product);
+#else
+    // halves whose products are exact (Dekker 1971)
+    constexpr auto splitter = Element<V>(sizeof(Element<V>) == 4 ? 4097 : 134217729);
+    const V x = a * splitter, y = b * splitter;
+    const V a_high = x - (x - a), a_low = a - a_high, b_high = y - (y - b), b_low = b - b_high;
+    return ((a_high * b_high - product) + a_high * b_low + a_low * b_high) + a_low * b_low;
+#endif
+}
+
 // One double, for the few merges of long rows.
 TORCHASSAY_INLINE double exp_nonpositive(double x) { return std::exp(x); }
 TORCHASSAY_INLINE double select(bool condition, double yes, double no) { return condition ? yes : no; }

@@ -37,6 +37,9 @@ TORCHASSAY_DEVICE float exp_of(float& d) {
     return kMend ? fused(e, fused(h, -kLn2, d), e) : e;
 }
 
+// a b - product, where product is a b rounded.
+TORCHASSAY_DEVICE float lost_in_product(float a, float b, float product) { return fused(a, b, -product); }
+
 struct Reduced {
     float f;      // x - n ln 2, in [-ln 2 / 2, ln 2 / 2]
     float scale;  // 2^n, exactly 0 from x = -88 down

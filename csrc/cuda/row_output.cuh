@@ -44,10 +44,11 @@ TORCHASSAY_DEVICE void put(const ScoreTask& task, Slot slot, int64_t i, float va
 TORCHASSAY_DEVICE void write_row(const ScoreTask& task, int64_t row, const RowState<float>& state, const Target& target,
                                  int prediction) {
     const float infinity = TORCHASSAY_INFINITY;
-    const Finished<float> f = finish(state, infinity);
+    const Inverse<float> inverse{1.0f, 0.0f};
+    const Finished<float> f = finish(state, inverse, infinity);
     const float mu = entropy_offset(f, state);
     put(task, kEntropy, row, f.log_c + mu);
-    put(task, kLse, row, f.m + f.log_c);
+    put(task, kLse, row, f.lse);
     put(task, kConfidence, row, f.c);
     put(task, kLeastConfidence, row, f.r * f.c);
     const float margin = margin_of(f, state, infinity);
@@ -55,7 +56,7 @@ TORCHASSAY_DEVICE void write_row(const ScoreTask& task, int64_t row, const RowSt
     if (task.out[kPrediction]) static_cast<int64_t*>(task.out[kPrediction])[row] = prediction;
     float miss = 0.0f;
     if (task.targets.data) {
-        const Labelled<float> l = label(f, target.logit, infinity);
+        const Labelled<float> l = label(f, target.logit, inverse, infinity);
         miss = select(target.known, l.miss, target.unknown);
         put(task, kLoss, row, select(target.known, l.loss, target.unknown));
         put(task, kGradNorm, row, select(target.known, grad_norm_of(f, state, l), target.unknown));

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from torchassay import ops, reference
+from torchassay.options import Options
 from torchassay.scores import BIT, SIGNALS, STATS
 
 
@@ -60,16 +61,81 @@ class RowGrads(torch.autograd.Function):
         return tuple(grads.get(at) for at in range(9))
 
 
-class LogProbs(torch.autograd.Function):
-    """Log-probabilities of several classes a row, from one read: -(m - x_y) - log1p(r) with the classes gathered."""
+class OptionScores(torch.autograd.Function):
+    """`ops.option_scores` likewise; probabilities have a gradient too. What is not the plain gradient by the input is
+    that of the reference."""
 
     @staticmethod
-    def forward(ctx, input, target, dim, ignore_index, function, backend):
-        stats = ops.row_scores(input, None, dim, ignore_index, STATS, function, backend)[0]
+    def forward(ctx, input, target, weight, smoothing, temperatures, temperature, softcap, z_loss, *call):
+        dim, ignore_index, signals, differentiable, function, backend = call
+        options = weight, smoothing, temperatures, temperature, softcap, z_loss
+        *outputs, stats = ops.option_scores(
+            input, target, *options, dim, ignore_index, signals | STATS, function, backend
+        )
+        names = [name for name in SIGNALS if signals & BIT[name]]
+        fixed = [output for name, output in zip(names, outputs, strict=True) if not differentiable & BIT[name]]
+        ctx.mark_non_differentiable(*fixed)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(input, target, weight, temperatures, stats)
+        ctx.numbers = smoothing, temperature, softcap, z_loss
+        ctx.call = dim, ignore_index, function, backend
+        ctx.position = [names.index(name) if differentiable & BIT[name] else None for name in ("loss", "entropy")]
+        return tuple(outputs)
+
+    @staticmethod
+    def backward(ctx, *upstream):
+        given = [None if at is None else upstream[at] for at in ctx.position]
+        grads = [None] * 14
+        if given == [None, None]:
+            return tuple(grads)
+        input, target, weight, temperatures, stats = ctx.saved_tensors
+        smoothing, temperature, softcap, z_loss = ctx.numbers
+        options = weight, smoothing, temperatures, temperature, softcap, z_loss
+        higher = torch.is_grad_enabled() and not torch.compiler.is_compiling()  # create_graph: the reference has one
+        if ctx.needs_input_grad[1] or higher:
+            wanted = [at for at in (0, 1) if ctx.needs_input_grad[at] and (higher or at == 1)]
+            found = _by_reference(input, target, options, given, ctx.call, wanted, higher)
+            for at, grad in zip(wanted, found, strict=True):
+                grads[at] = grad
+        if ctx.needs_input_grad[0] and not higher:
+            dim, ignore_index, *how = ctx.call
+            grads[0] = ops.option_grads(input, target, *options, stats, *given, dim, ignore_index, *how)
+        return tuple(grads)
+
+
+def _by_reference(input, target, options, upstream, call, wanted, higher) -> tuple[Tensor, ...]:
+    """The gradients of loss and entropy by the input (0) and the probabilities (1), as far as wanted."""
+    dim, ignore_index, *_ = call
+    with torch.enable_grad():
+        leaves = [input.view_as(input), target if target is None else target.view_as(target)]
+        if not higher:
+            leaves = [leaf if leaf is None else leaf.detach() for leaf in leaves]
+            for at in wanted:
+                leaves[at].requires_grad_()
+        bits = sum(BIT[name] for name, g in zip(("loss", "entropy"), upstream, strict=True) if g is not None)
+        found = reference.option_scores(*leaves, Options.of(*options), dim, ignore_index, bits)
+        given = [g.to(rows.dtype) for g, rows in zip((g for g in upstream if g is not None), found, strict=True)]
+        return torch.autograd.grad(found, [leaves[at] for at in wanted], given, create_graph=higher, allow_unused=True)
+
+
+class LogProbs(torch.autograd.Function):
+    """Log-probabilities of several classes a row, from one read: -(m - x_y) / temperature - log1p(r), the classes
+    gathered."""
+
+    @staticmethod
+    def forward(ctx, input, target, temperature, dim, ignore_index, function, backend):
+        if temperature is None:
+            stats = ops.row_scores(input, None, dim, ignore_index, STATS, function, backend)[0]
+        else:
+            options = Options(temperature=temperature).flat()
+            stats = ops.option_scores(input, None, *options, dim, ignore_index, STATS, function, backend)[0]
         y, ignored, outside = reference.labels(target, input.shape[dim], ignore_index)
         gap = stats[0].unsqueeze(-1) - input.movedim(dim, -1).gather(-1, y)
+        if temperature is not None:
+            gap = reference.scaled(gap, _by_class(reference.inverse_of(temperature)))
         loss = gap + torch.log1p(stats[3]).unsqueeze(-1)
         ctx.save_for_backward(input, target, stats)
+        ctx.temperature = temperature  # no leaf of the graph
         ctx.call = dim, ignore_index, function, backend
         return -loss.masked_fill(outside, torch.nan).masked_fill(ignored, 0)
 
@@ -77,9 +143,11 @@ class LogProbs(torch.autograd.Function):
     def backward(ctx, upstream: Tensor):
         input, target, stats = ctx.saved_tensors
         dim, ignore_index, *call = ctx.call
-        nothing = (None,) * 5
+        temperature, inverse = ctx.temperature, 1.0
+        nothing = (None,) * 6
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # create_graph: the reference has one
-            log_probs = reference.log_prob(input, target, dim=dim, ignore_index=ignore_index)
+            by_row = 1.0 if temperature is None else temperature
+            log_probs = reference.log_prob(input, target, dim=dim, temperature=by_row, ignore_index=ignore_index)
             return torch.autograd.grad(log_probs, input, upstream, create_graph=True)[0], *nothing
         if target.shape[-1] == 0:
             return torch.zeros_like(input), *nothing
@@ -88,15 +156,26 @@ class LogProbs(torch.autograd.Function):
         gL = (-upstream).masked_fill(outside, torch.nan).masked_fill(ignored, 0)
         # the softmax of every class from the kernel; then the entries of the targets, formed without cancellation
         first = y[..., 0].masked_fill(unused, -1)
-        grad = ops.row_grads(input, first, stats, gL.sum(-1), None, dim, -1, *call)
-        classes_last = grad.movedim(dim, -1)
         m, r = stats[0].unsqueeze(-1), stats[3].unsqueeze(-1)
+        if temperature is None:
+            grad = ops.row_grads(input, first, stats, gL.sum(-1), None, dim, -1, *call)
+        else:
+            one = torch.ones_like(stats[0])  # rest and beta of a label that is none of the classes
+            stats = torch.stack([*stats[:4], one, stats[5], one])
+            options = Options(temperature=temperature).flat()
+            grad = ops.option_grads(input, first, *options, stats, gL.sum(-1), None, dim, -1, *call)
+            inverse = _by_class(reference.inverse_of(temperature))
+        classes_last = grad.movedim(dim, -1)
         x_y = input.movedim(dim, -1).gather(-1, y).to(stats.dtype)
-        e_y = reference.exp_difference(m, x_y)
+        e_y = reference.exp_difference(m, x_y, inverse)
         p = e_y / (1 + r)
         miss = torch.where(x_y == m, r, 1 + r - e_y) / (1 + r)
         same = y.unsqueeze(-1) == y.unsqueeze(-2)
         entry = (torch.where(same, -miss.unsqueeze(-1), p.unsqueeze(-1)) * gL.unsqueeze(-2)).sum(-1)
-        entry = entry.masked_fill(unused.unsqueeze(-1), 0)
+        entry = reference.scaled(entry, inverse).masked_fill(unused.unsqueeze(-1), 0)
         classes_last.scatter_(-1, y, entry.to(grad.dtype))
         return grad, *nothing
+
+
+def _by_class(inverse: float | Tensor) -> float | Tensor:
+    return inverse.unsqueeze(-1) if isinstance(inverse, Tensor) else inverse

@@ -49,12 +49,10 @@ def interpreting() -> bool:
     return os.environ.get("TRITON_INTERPRET", "0") == "1"
 
 
-def why_not(backend: str, device: str, dtype: torch.dtype, plain: bool) -> str:
-    """Why ``backend`` can't take such a call, "" if it can. ``plain``: no option that only the reference has."""
+def why_not(backend: str, device: str, dtype: torch.dtype) -> str:
+    """Why ``backend`` can't take such a call, "" if it can."""
     if backend == "reference":
         return ""
-    if not plain:
-        return "class weights, label smoothing and class probabilities are in the reference only"
     if backend == "native":
         if native is None:
             return _missing
@@ -93,16 +91,16 @@ def fast_backends(device: str, dtype: torch.dtype, classes: int) -> tuple[str, .
     return (first, *(name for name in FAST["cuda"] if name != first))
 
 
-def choose(function: str, device: str, dtype: torch.dtype, classes: int, forced: str, plain: bool = True) -> str:
+def choose(function: str, device: str, dtype: torch.dtype, classes: int, forced: str) -> str:
     """The backend of a call; raises RuntimeError if the forced one can't take it, warns if it must be the reference."""
     if wanted := _forced(function, "" if forced == UNDER_COMPILE else forced):
-        reason = why_not(wanted, device, dtype, plain)
+        reason = why_not(wanted, device, dtype)
         if reason:
             raise RuntimeError(f"{function}: backend '{wanted}' is not available for this call: {reason}")
         return wanted
     why = ""
     for name in fast_backends(device, dtype, classes):
-        reason = why_not(name, device, dtype, plain)
+        reason = why_not(name, device, dtype)
         if not reason:
             return name
         why = reason if why in ("", reason) else f"{why}; {reason}"
@@ -133,10 +131,10 @@ def _caller_level() -> int:
     return level
 
 
-def describe(device: str, dtype: torch.dtype, classes: int, forced: str, plain: bool) -> str:
+def describe(device: str, dtype: torch.dtype, classes: int, forced: str) -> str:
     """One line on the backend of such a call, one on each other backend that can't take it."""
     forced = _forced("explain", forced)
-    reasons = {name: why_not(name, device, dtype, plain) for name in BACKENDS}
+    reasons = {name: why_not(name, device, dtype) for name in BACKENDS}
     order = (forced,) if forced else (*fast_backends(device, dtype, classes), "reference")
     taken = next((name for name in order if not reasons[name]), "none")
     lines = [f"{taken}: {device} tensor, {checks.dtype_name(dtype)}"]
@@ -154,6 +152,6 @@ def backends() -> str:
         ("triton", gpu, gpu),
         ("reference", "cpu", "anything"),
     ):
-        reason = why_not(name, device, torch.float32, True)
+        reason = why_not(name, device, torch.float32)
         rows.append(f"{name:<10} {where:<9} {'no: ' + reason if reason else 'yes'}")
     return "\n".join([f"{'backend':<10} {'runs on':<9} available", *rows])

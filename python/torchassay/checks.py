@@ -6,16 +6,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from torchassay.options import Options
 from torchassay.scores import BIT, SIGNALS, TARGET_SIGNALS, Scores
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _INTS = (int, torch.SymInt)  # under compile
+_NUMBERS = (int, float, torch.SymInt, torch.SymFloat)
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
@@ -34,7 +37,7 @@ class Call(NamedTuple):
     in_order: tuple[str, ...]  # these and the history's signal, in the order of the bits
     signals: int  # their bits
     dim: int  # the class dimension, counted from the front
-    plain: bool  # no option that only the reference has
+    plain: bool  # class labels or no target, and no options
 
     def with_loss(self) -> Call:
         """The same call, which also computes the loss."""
@@ -61,27 +64,23 @@ def score(
     target: Tensor | None,
     names: Sequence[str] | str | None,
     dim: int,
-    weight: Tensor | None,
+    options: Options | None,
     ignore_index: int,
-    label_smoothing: float,
     extra: str = "",
 ) -> Call:
     """Check a call that scores rows; ``names`` None: the defaults of `torchassay.score`; ``extra`` is computed too."""
     dim = logits(function, input, dim)
     ignored_index(function, ignore_index)
-    plain = weight is None and label_smoothing == 0.0
     labelled = True
     if target is not None:
         tensor(function, "target", target)
         if target.shape == input.shape or (target.is_floating_point() and target.dim() == input.dim()):
             probabilities(function, input, target, ignore_index)
-            plain = labelled = False
+            labelled = False
         else:
             labels(function, input, target, dim)
-        if not plain:
-            loss_options(function, input, weight, label_smoothing, dim)
-    elif not plain:
-        raise InputValueError(f"{function}: weight and label_smoothing need a target, got none")
+    if options is not None:
+        loss_options(function, input, target is not None, options, dim)
     if names is None:
         names = ("entropy", "confidence", "margin") if target is None else ("loss", "entropy", "grad_norm")
     names = signals(function, names, target is not None, labelled)
@@ -93,7 +92,7 @@ def score(
         signals(function, extra, target is not None, labelled)
         bits, ordered = bits | BIT[extra], False
     in_order = names if ordered else tuple(name for name in SIGNALS if bits & BIT[name])
-    return Call(names, in_order, bits, dim, plain)
+    return Call(names, in_order, bits, dim, labelled and options is None)
 
 
 def cross_entropy(
@@ -102,9 +101,8 @@ def cross_entropy(
     target: Tensor,
     names: Sequence[str] | str,
     dim: int | None,
-    weight: Tensor | None,
+    options: Options | None,
     ignore_index: int,
-    label_smoothing: float,
     reduction: str,
 ) -> Call:
     """Check a call of the loss; ``dim`` None is torch's rule: 1, or 0 for a single sample."""
@@ -114,15 +112,23 @@ def cross_entropy(
     if dim is None:
         tensor(function, "input", input)
         dim = 1 if input.dim() > 1 else 0
-    return score(function, input, target, names, dim, weight, ignore_index, label_smoothing)
+    return score(function, input, target, names, dim, options, ignore_index)
 
 
 def log_prob(
-    function: str, input: Tensor, target: Tensor, dim: int, ignore_index: int, several: bool = True
+    function: str,
+    input: Tensor,
+    target: Tensor,
+    dim: int,
+    options: Options | None,
+    ignore_index: int,
+    several: bool = True,
 ) -> tuple[int, bool]:
     """The class dimension, and whether the target has a last dimension of several classes a row, if it may."""
     dim = logits(function, input, dim)
     ignored_index(function, ignore_index)
+    if options is not None:
+        temperatures(function, input, options.temperature, dim)
     labels(function, input, target, dim, trailing=True)
     if target.dim() == input.dim() and not several:
         expected = f"shape {tuple(target.shape[:-1])}, one class a row"
@@ -242,18 +248,59 @@ def probabilities(function: str, input: Tensor, target: Tensor, ignore_index: in
         raise InputValueError(f"{function}: ignore_index must be {expected}, got {ignore_index}")
 
 
-def loss_options(function: str, input: Tensor, weight: Tensor | None, label_smoothing: float, dim: int) -> None:
-    if not 0.0 <= label_smoothing <= 1.0:
-        raise InputValueError(f"{function}: label_smoothing must be in [0, 1], got {label_smoothing}")
-    if weight is None:
+def loss_options(function: str, input: Tensor, with_target: bool, options: Options, dim: int) -> None:
+    """Check every option of a call; ``dim`` counts from the front."""
+    weight, smoothing = options.weight, options.label_smoothing
+    if not with_target and (weight is not None or smoothing != 0.0):
+        raise InputValueError(f"{function}: weight and label_smoothing need a target, got none")
+    if not 0.0 <= smoothing <= 1.0:
+        raise InputValueError(f"{function}: label_smoothing must be in [0, 1], got {smoothing}")
+    if weight is not None:
+        tensor(function, "weight", weight)
+        if not weight.is_floating_point():
+            raise InputTypeError(f"{function}: weight must have a float dtype, got {dtype_name(weight.dtype)}")
+        same_device(function, input, "weight", weight)
+        if tuple(weight.shape) != (input.shape[dim],):
+            expected = f"shape ({input.shape[dim]},), one number a class"
+            raise InputValueError(f"{function}: weight must have {expected}, got {tuple(weight.shape)}")
+    temperatures(function, input, options.temperature, dim)
+    for argument, value in (("softcap", options.softcap), ("z_loss", options.z_loss)):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, _NUMBERS)):
+            raise InputTypeError(f"{function}: {argument} must be a number, got {type(value).__name__}")
+    if options.softcap is not None and not 0.0 < options.softcap < math.inf:
+        raise InputValueError(f"{function}: softcap must be finite and > 0, got {options.softcap}")
+    if not 0.0 <= options.z_loss < math.inf:
+        raise InputValueError(f"{function}: z_loss must be finite and >= 0, got {options.z_loss}")
+
+
+def temperatures(function: str, input: Tensor, temperature: float | Tensor, dim: int) -> None:
+    """``temperature`` is one number, or a constant tensor of one a row; on a GPU its values are not looked at."""
+    by_row(function, input, "temperature", temperature, dim)
+    if isinstance(temperature, Tensor):
+        looked_at = temperature.device.type == "cpu" and not torch.compiler.is_compiling()
+        if looked_at and not bool(((temperature > 0) & (temperature < math.inf)).all()):
+            raise InputValueError(f"{function}: temperature must be finite and > 0 in every row")
+    elif not 0.0 < temperature < math.inf:
+        raise InputValueError(f"{function}: temperature must be finite and > 0, got {temperature}")
+
+
+def by_row(function: str, input: Tensor, argument: str, value: float | Tensor, dim: int) -> None:
+    """``value`` is a number, or a float tensor of one number a row that needs no gradient."""
+    if not isinstance(value, Tensor):
+        if isinstance(value, bool) or not isinstance(value, _NUMBERS):
+            expected = "a number or a Tensor of one a row"
+            raise InputTypeError(f"{function}: {argument} must be {expected}, got {type(value).__name__}")
         return
-    tensor(function, "weight", weight)
-    if not weight.is_floating_point():
-        raise InputTypeError(f"{function}: weight must have a float dtype, got {dtype_name(weight.dtype)}")
-    same_device(function, input, "weight", weight)
-    if tuple(weight.shape) != (input.shape[dim],):
-        expected = f"shape ({input.shape[dim]},), one number a class"
-        raise InputValueError(f"{function}: weight must have {expected}, got {tuple(weight.shape)}")
+    if not value.is_floating_point():
+        expected = "a float dtype where it is a tensor"
+        raise InputTypeError(f"{function}: {argument} must have {expected}, got {dtype_name(value.dtype)}")
+    same_device(function, input, argument, value)
+    rows = input.shape[:dim] + input.shape[dim + 1 :]
+    if value.shape != rows:
+        expected = f"shape {tuple(rows)}, one number a row"
+        raise InputValueError(f"{function}: {argument} must have {expected}, got {tuple(value.shape)}")
+    if value.requires_grad and torch.is_grad_enabled():
+        raise InputValueError(f"{function}: {argument} must not require grad: it is a constant here; detach it")
 
 
 def draws(function: str, row_id: Tensor, seed: int | Tensor, step: int) -> None:

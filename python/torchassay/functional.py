@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from torchassay import autograd, checks, ops, reference
-from torchassay.backends import choose, describe, for_op
+from torchassay.backends import describe, for_op
 from torchassay.history import History
+from torchassay.options import Options, given
 from torchassay.scores import BIT, Scores
 
 
@@ -22,6 +23,8 @@ def score(
     weight: Tensor | None = None,
     ignore_index: int = -100,
     label_smoothing: float = 0.0,
+    temperature: float | Tensor = 1.0,
+    softcap: float | None = None,
     history: History | None = None,
     backend: str | None = None,
 ) -> Scores:
@@ -38,6 +41,8 @@ def score(
         weight: [C], class weights as in `F.cross_entropy`; they scale loss and grad_norm.
         ignore_index: rows with this target get exactly 0 in every signal that needs the target.
         label_smoothing: in [0, 1], as in `F.cross_entropy`.
+        temperature: > 0, one number or a constant tensor of one a row: every signal is of softmax(input / temperature).
+        softcap: > 0: the logits are softcap tanh(input / softcap) (Gemma 2, 2024), before the temperature.
         history: a `History`, which is given the values of its signal, ignored rows left out; the scores then also hold
             ``select_prob``, float32, the probability with which Selective-Backprop picks each row.
         backend: "native", "triton" or "reference" instead of the usual one (see `explain`).
@@ -53,10 +58,10 @@ def score(
         TypeError: a dtype that does not fit.
         RuntimeError: a forced backend that can't take the call.
 
-    Signals: loss = -log p_y; entropy = -sum p log p; grad_norm = ||softmax - onehot||_2, the norm of the loss's
-    gradient by the logits, also known as EL2N (Paul et al. 2021, section 2.2) and as the upper bound of
-    Katharopoulos and Fleuret (2018, eq. 20) for the last layer; margin = p_1st - p_2nd; target_margin = p_y - the
-    largest other p; lse, confidence = max p, least_confidence = 1 - max p, prediction = argmax.
+    Signals: loss = -log p_y; entropy = -sum p log p; grad_norm = the norm of the loss's gradient by the input, whatever
+    the options; without any it is ||softmax - onehot||_2, also known as EL2N (Paul et al. 2021, section 2.2) and as the
+    upper bound of Katharopoulos and Fleuret (2018, eq. 20) for the last layer; margin = p_1st - p_2nd; target_margin =
+    p_y - the largest other p; lse, confidence = max p, least_confidence = 1 - max p, prediction = argmax.
 
     Example:
         >>> import torch, torchassay as ta
@@ -65,9 +70,10 @@ def score(
         ['0.1269', '9.358e-14']
     """
     extra = "" if history is None else checks.signal_of(history, "score")
-    call = checks.score("score", input, target, signals, dim, weight, ignore_index, label_smoothing, extra)
+    options = given(weight, label_smoothing, temperature, softcap)
+    call = checks.score("score", input, target, signals, dim, options, ignore_index, extra)
     input = input.detach() if input.requires_grad else input
-    outputs = _outputs("score", input, target, call, weight, ignore_index, label_smoothing, backend, 0)
+    outputs = _outputs("score", input, target, call, options, ignore_index, backend, 0)
     scores = call.scores(outputs)
     return scores if history is None else call.with_probability(scores, outputs, history, target, ignore_index)
 
@@ -82,6 +88,9 @@ def cross_entropy(
     label_smoothing: float = 0.0,
     dim: int | None = None,
     signals: Sequence[str] | str = (),
+    temperature: float | Tensor = 1.0,
+    softcap: float | None = None,
+    z_loss: float = 0.0,
     backend: str | None = None,
 ) -> Tensor | tuple[Tensor, Scores]:
     """`torch.nn.functional.cross_entropy`, exact for easy samples too, with the scores of the batch for free.
@@ -98,6 +107,9 @@ def cross_entropy(
         label_smoothing: in [0, 1].
         dim: the class dimension. None is torch's rule: 1, or 0 for a single sample.
         signals: names among `torchassay.SIGNALS`: also return the `Scores` of the batch, from the same read.
+        temperature, softcap: as in `score`.
+        z_loss: >= 0: every row's loss grows by z_loss lse^2, its squared log-sum-exp (PaLM, Chowdhery et al. 2022,
+            section 5), before the reduction.
         backend: "native", "triton" or "reference" instead of the usual one (see `explain`).
 
     Returns:
@@ -115,9 +127,9 @@ def cross_entropy(
         ('1.5878', ['0.1686', '1.3471'])
     """
     function = "cross_entropy"
-    call = checks.cross_entropy(function, input, target, signals, dim, weight, ignore_index, label_smoothing, reduction)
-    options = target, call.with_loss(), weight, ignore_index, label_smoothing
-    rows, *outputs = _outputs(function, input, *options, backend, BIT["loss"])
+    options = given(weight, label_smoothing, temperature, softcap, z_loss)
+    call = checks.cross_entropy(function, input, target, signals, dim, options, ignore_index, reduction)
+    rows, *outputs = _outputs(function, input, target, call.with_loss(), options, ignore_index, backend, BIT["loss"])
     loss = reference.reduced(rows, input, target, weight, ignore_index, reduction)
     if not signals:
         return loss
@@ -127,14 +139,21 @@ def cross_entropy(
 
 
 def log_prob(
-    input: Tensor, target: Tensor, *, dim: int = -1, ignore_index: int = -100, backend: str | None = None
+    input: Tensor,
+    target: Tensor,
+    *,
+    dim: int = -1,
+    temperature: float | Tensor = 1.0,
+    ignore_index: int = -100,
+    backend: str | None = None,
 ) -> Tensor:
-    """Log-probability of one class a row, or of several: ``log_softmax(input, dim).gather(dim, target)``.
+    """Log-probability of one class a row, or of several: ``log_softmax(input / temperature, dim).gather(dim, target)``.
 
     Args:
         input: logits, [..., C] (classes at ``dim``).
         target: class indices, [...], or [..., k]: the input's shape without ``dim`` and one more dimension.
         dim: the class dimension.
+        temperature: > 0, one number or a constant tensor of one a row.
         ignore_index: a target with this value has log-probability 0 and no gradient.
         backend: "native", "triton" or "reference" instead of the usual one (see `explain`).
 
@@ -145,16 +164,24 @@ def log_prob(
         As `score`.
     """
     function = "log_prob"
-    dim, several = checks.log_prob(function, input, target, dim, ignore_index)
+    options = given(None, 0.0, temperature, None)
+    dim, several = checks.log_prob(function, input, target, dim, options, ignore_index)
     if several:
         checks.class_range(function, target, input.shape[dim], ignore_index, target.shape[-1])
-        return autograd.LogProbs.apply(input, target, dim, ignore_index, function, for_op(backend))
+        by_row = None if options is None else temperature
+        return autograd.LogProbs.apply(input, target, by_row, dim, ignore_index, function, for_op(backend))
     bits = BIT["loss"]
-    return -_row_outputs(function, input, target, dim, ignore_index, bits, backend, bits)[0]
+    return -_row_outputs(function, input, target, options, dim, ignore_index, bits, backend, bits)[0]
 
 
 def log_prob_entropy(
-    input: Tensor, target: Tensor, *, dim: int = -1, ignore_index: int = -100, backend: str | None = None
+    input: Tensor,
+    target: Tensor,
+    *,
+    dim: int = -1,
+    temperature: float | Tensor = 1.0,
+    ignore_index: int = -100,
+    backend: str | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`log_prob` and `entropy` from one read of the logits, both differentiable: what policy-gradient losses need.
 
@@ -165,18 +192,20 @@ def log_prob_entropy(
         entropy does not need the target: it is there for ignored rows too.
     """
     function = "log_prob_entropy"
-    dim, _ = checks.log_prob(function, input, target, dim, ignore_index, several=False)
+    options = given(None, 0.0, temperature, None)
+    dim, _ = checks.log_prob(function, input, target, dim, options, ignore_index, several=False)
     bits = BIT["loss"] | BIT["entropy"]
-    loss, entropy = _row_outputs(function, input, target, dim, ignore_index, bits, backend, bits)
+    loss, entropy = _row_outputs(function, input, target, options, dim, ignore_index, bits, backend, bits)
     return -loss, entropy
 
 
-def entropy(input: Tensor, *, dim: int = -1, backend: str | None = None) -> Tensor:
-    """Entropy of ``softmax(input, dim)`` in nats, differentiable twice.
+def entropy(input: Tensor, *, dim: int = -1, temperature: float | Tensor = 1.0, backend: str | None = None) -> Tensor:
+    """Entropy of ``softmax(input / temperature, dim)`` in nats, differentiable twice in ``input``.
 
     Args:
         input: logits, [..., C] (classes at ``dim``).
         dim: the class dimension.
+        temperature: > 0, one number or a constant tensor of one a row.
         backend: "native", "triton" or "reference" instead of the usual one (see `explain`).
 
     Returns:
@@ -186,8 +215,10 @@ def entropy(input: Tensor, *, dim: int = -1, backend: str | None = None) -> Tens
         As `score`.
     """
     dim = checks.logits("entropy", input, dim)
+    checks.temperatures("entropy", input, temperature, dim)
+    options = given(None, 0.0, temperature, None)
     bits = BIT["entropy"]
-    return _row_outputs("entropy", input, None, dim, -100, bits, backend, bits)[0]
+    return _row_outputs("entropy", input, None, options, dim, -100, bits, backend, bits)[0]
 
 
 def explain(
@@ -199,13 +230,16 @@ def explain(
     weight: Tensor | None = None,
     ignore_index: int = -100,
     label_smoothing: float = 0.0,
+    temperature: float | Tensor = 1.0,
+    softcap: float | None = None,
     history: History | None = None,
     backend: str | None = None,
 ) -> str:
     """Say which backend `score` would take for these arguments, and why not each other one."""
     extra = "" if history is None else checks.signal_of(history, "explain")
-    call = checks.score("explain", input, target, signals, dim, weight, ignore_index, label_smoothing, extra)
-    return describe(input.device.type, input.dtype, input.shape[call.dim], backend or "", call.plain)
+    options = given(weight, label_smoothing, temperature, softcap)
+    call = checks.score("explain", input, target, signals, dim, options, ignore_index, extra)
+    return describe(input.device.type, input.dtype, input.shape[call.dim], backend or "")
 
 
 def _outputs(
@@ -213,24 +247,21 @@ def _outputs(
     input: Tensor,
     target: Tensor | None,
     call: checks.Call,
-    weight: Tensor | None,
+    options: Options | None,
     ignore_index: int,
-    label_smoothing: float,
     backend: str | None,
     differentiable: int,
-) -> list[Tensor]:
-    if call.plain:
-        return _row_outputs(function, input, target, call.dim, ignore_index, call.signals, backend, differentiable)
-    choose(function, input.device.type, input.dtype, input.shape[call.dim], backend or "", plain=False)
-    if not target.is_floating_point():
-        checks.class_range(function, target, input.shape[call.dim], ignore_index)
-    return reference.option_scores(input, target, call.dim, weight, ignore_index, label_smoothing, call.signals)
+) -> Sequence[Tensor]:
+    if not call.plain and options is None:
+        options = Options()  # class probabilities are a matter of the op with options
+    return _row_outputs(function, input, target, options, call.dim, ignore_index, call.signals, backend, differentiable)
 
 
 def _row_outputs(
     function: str,
     input: Tensor,
     target: Tensor | None,
+    options: Options | None,
     dim: int,
     ignore_index: int,
     signals: int,
@@ -238,6 +269,14 @@ def _row_outputs(
     differentiable: int,  # bits of the signals that carry a gradient
 ) -> Sequence[Tensor]:
     backend = for_op(backend)
-    if input.requires_grad and torch.is_grad_enabled():
-        return autograd.RowScores.apply(input, target, dim, ignore_index, signals, differentiable, function, backend)
-    return ops.row_scores(input, target, dim, ignore_index, signals, function, backend)
+    if options is None:
+        if input.requires_grad and torch.is_grad_enabled():
+            return autograd.RowScores.apply(
+                input, target, dim, ignore_index, signals, differentiable, function, backend
+            )
+        return ops.row_scores(input, target, dim, ignore_index, signals, function, backend)
+    call = input, target, *options.flat(), dim, ignore_index, signals
+    by_gradient = input.requires_grad or (target is not None and target.requires_grad)
+    if by_gradient and differentiable and torch.is_grad_enabled():
+        return autograd.OptionScores.apply(*call, differentiable, function, backend)
+    return ops.option_scores(*call, function, backend)

@@ -16,7 +16,8 @@ class CrossEntropyLoss(torch.nn.Module):
 
     Args:
         weight: [C], class weights; a buffer, so it moves with the module.
-        ignore_index, reduction, label_smoothing, dim, signals, backend: as in `torchassay.cross_entropy`.
+        ignore_index, reduction, label_smoothing, dim, signals, temperature, softcap, z_loss, backend: as in
+            `torchassay.cross_entropy`.
 
     ``forward(input, target)`` gives the loss, or with ``signals`` the pair (loss, `Scores`).
     """
@@ -30,6 +31,9 @@ class CrossEntropyLoss(torch.nn.Module):
         label_smoothing: float = 0.0,
         dim: int | None = None,
         signals: Sequence[str] | str = (),
+        temperature: float | Tensor = 1.0,
+        softcap: float | None = None,
+        z_loss: float = 0.0,
         backend: str | None = None,
     ):
         super().__init__()
@@ -40,6 +44,9 @@ class CrossEntropyLoss(torch.nn.Module):
             "label_smoothing": label_smoothing,
             "dim": dim,
             "signals": signals,
+            "temperature": temperature,
+            "softcap": softcap,
+            "z_loss": z_loss,
             "backend": backend,
         }
 

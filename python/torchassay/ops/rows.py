@@ -22,24 +22,24 @@ torch.library.define(
     " str function, str backend) -> Tensor",
 )
 
-_SLOTS = (*(BIT[name] for name in SIGNALS), STATS)  # csrc/api.h, enum Slot
-_PREDICTION_SLOT, _STATS_SLOT = SIGNALS.index("prediction"), len(SIGNALS)
+SLOTS = (*(BIT[name] for name in SIGNALS), STATS)  # csrc/api.h, enum Slot
+PREDICTION_SLOT, STATS_SLOT = SIGNALS.index("prediction"), len(SIGNALS)
 
 
 @functools.cache
-def _asked(signals: int) -> tuple[int, ...]:
-    return tuple(slot for slot, bit in enumerate(_SLOTS) if signals & bit)
+def asked_slots(signals: int) -> tuple[int, ...]:
+    return tuple(slot for slot, bit in enumerate(SLOTS) if signals & bit)
 
 
-def _empty_outputs(input: Tensor, dim: int, asked: tuple[int, ...]) -> list[Tensor]:
+def empty_outputs(input: Tensor, dim: int, asked: tuple[int, ...], stats_rows: int = 6) -> list[Tensor]:
     shape = input.shape[:dim] + input.shape[dim + 1 :]
     dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
     outputs, last = [], None
     for slot in asked:
-        if slot == _PREDICTION_SLOT:
+        if slot == PREDICTION_SLOT:
             outputs.append(torch.empty(shape, dtype=torch.int64, device=input.device))
-        elif slot == _STATS_SLOT:
-            outputs.append(torch.empty((6, *shape), dtype=dtype, device=input.device))
+        elif slot == STATS_SLOT:
+            outputs.append(torch.empty((stats_rows, *shape), dtype=dtype, device=input.device))
         else:  # empty_like is the cheapest way to a second one; one tensor for all would be fresh pages in every call
             last = torch.empty(shape, dtype=dtype, device=input.device) if last is None else torch.empty_like(last)
             outputs.append(last)
@@ -60,8 +60,8 @@ def _row_scores(
         if target is not None:
             checks.class_range(function, target, input.shape[dim], ignore_index)
         return reference.row_scores(input, target, dim, ignore_index, signals)
-    asked = _asked(signals)
-    outputs = _empty_outputs(input, dim, asked)
+    asked = asked_slots(signals)
+    outputs = empty_outputs(input, dim, asked)
     if not outputs or input.numel() == 0:
         return outputs
     rows, *where = layout(input, dim)
@@ -69,9 +69,9 @@ def _row_scores(
     if backend == "triton":
         from torchassay.triton_kernels.row_scores import row_scores
 
-        slots = [None] * len(_SLOTS)
+        slots = [None] * len(SLOTS)
         for slot, output in zip(asked, outputs, strict=True):
-            slots[slot] = output.view(6, -1) if slot == _STATS_SLOT else output.view(-1)
+            slots[slot] = output.view(6, -1) if slot == STATS_SLOT else output.view(-1)
         outer, inner, classes, *strides = where
         rows = rows.as_strided((outer, inner, classes), (*strides, 1))
         with current(input):
@@ -79,7 +79,7 @@ def _row_scores(
         if target is not None:
             checks.class_range(function, target, classes, ignore_index)
         return outputs
-    pointers = [0] * len(_SLOTS)
+    pointers = [0] * len(SLOTS)
     for slot, output in zip(asked, outputs):  # noqa: B905 - of one length, and in the way of every call
         pointers[slot] = output.data_ptr()
     address, wide = (0, False) if target is None else (target.data_ptr(), target.dtype == torch.int64)
@@ -153,7 +153,7 @@ torch.library.impl("torchassay::row_grads", "CompositeExplicitAutograd", _row_gr
 
 @torch.library.register_fake("torchassay::row_scores")
 def _(input, target, dim, ignore_index, signals, function, backend):
-    return _empty_outputs(input, dim, _asked(signals))
+    return empty_outputs(input, dim, asked_slots(signals))
 
 
 @torch.library.register_fake("torchassay::row_grads")

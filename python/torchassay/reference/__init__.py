@@ -2,20 +2,23 @@
 
 from torchassay.reference.cdf import cdf
 from torchassay.reference.functional import cross_entropy, entropy, log_prob, log_prob_entropy, reduced, score
-from torchassay.reference.options import option_scores
-from torchassay.reference.rows import exp_difference, labels, row_grads, row_scores
+from torchassay.reference.options import inverse_of, option_grads, option_scores
+from torchassay.reference.rows import exp_difference, labels, row_grads, row_scores, scaled
 
 __all__ = [
     "cdf",
     "cross_entropy",
     "entropy",
     "exp_difference",
+    "inverse_of",
     "labels",
     "log_prob",
     "log_prob_entropy",
+    "option_grads",
     "option_scores",
     "reduced",
     "row_grads",
     "row_scores",
+    "scaled",
     "score",
 ]

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from torchassay import checks
-from torchassay.reference.options import option_scores
-from torchassay.reference.rows import labels, row_scores, rows_of, state
+from torchassay.options import Options, given
+from torchassay.reference.options import inverse_of, option_scores
+from torchassay.reference.rows import labels, row_scores, rows_of, scaled, state
 from torchassay.scores import BIT, Scores
 
 
@@ -22,12 +23,15 @@ def score(
     weight: Tensor | None = None,
     ignore_index: int = -100,
     label_smoothing: float = 0.0,
+    temperature: float | Tensor = 1.0,
+    softcap: float | None = None,
     history=None,
 ) -> Scores:
     """`torchassay.score` in plain torch, but for the history's share of its window."""
     extra = "" if history is None else checks.signal_of(history, "score")
-    call = checks.score("score", input, target, signals, dim, weight, ignore_index, label_smoothing, extra)
-    outputs = _outputs("score", input.detach(), target, call, weight, ignore_index, label_smoothing)
+    options = given(weight, label_smoothing, temperature, softcap)
+    call = checks.score("score", input, target, signals, dim, options, ignore_index, extra)
+    outputs = _outputs("score", input.detach(), target, call, options, ignore_index)
     scores = call.scores(outputs)
     return scores if history is None else call.with_probability(scores, outputs, history, target, ignore_index)
 
@@ -42,11 +46,15 @@ def cross_entropy(
     label_smoothing: float = 0.0,
     dim: int | None = None,
     signals: Sequence[str] | str = (),
+    temperature: float | Tensor = 1.0,
+    softcap: float | None = None,
+    z_loss: float = 0.0,
 ) -> Tensor | tuple[Tensor, Scores]:
     """`torchassay.cross_entropy` in plain torch, differentiated by autograd."""
     function = "cross_entropy"
-    call = checks.cross_entropy(function, input, target, signals, dim, weight, ignore_index, label_smoothing, reduction)
-    rows, *outputs = _outputs(function, input, target, call.with_loss(), weight, ignore_index, label_smoothing)
+    options = given(weight, label_smoothing, temperature, softcap, z_loss)
+    call = checks.cross_entropy(function, input, target, signals, dim, options, ignore_index, reduction)
+    rows, *outputs = _outputs(function, input, target, call.with_loss(), options, ignore_index)
     loss = reduced(rows, input, target, weight, ignore_index, reduction)
     if not signals:
         return loss
@@ -87,48 +95,58 @@ def reduced(
     return rows.to(dtype)
 
 
-def log_prob(input: Tensor, target: Tensor, *, dim: int = -1, ignore_index: int = -100) -> Tensor:
+def log_prob(
+    input: Tensor, target: Tensor, *, dim: int = -1, temperature: float | Tensor = 1.0, ignore_index: int = -100
+) -> Tensor:
     """`torchassay.log_prob` in plain torch, differentiated by autograd."""
     function = "log_prob"
-    dim, several = checks.log_prob(function, input, target, dim, ignore_index)
+    options = given(None, 0.0, temperature, None)
+    dim, several = checks.log_prob(function, input, target, dim, options, ignore_index)
     checks.class_range(function, target, input.shape[dim], ignore_index, target.shape[-1] if several else 1)
     if not several:
-        return -row_scores(input, target, dim, ignore_index, BIT["loss"])[0]
+        return -_row_outputs(input, target, options, dim, ignore_index, BIT["loss"])[0]
     x = rows_of(input, dim)
-    s = state(x)
+    inverse = inverse_of(temperature)
+    s = state(x, inverse)
     y, ignored, outside = labels(target, x.shape[-1], ignore_index)
-    gap = torch.where(y == s.k.unsqueeze(-1), 0, s.m.unsqueeze(-1) - x.gather(-1, y))
+    by_class = inverse.unsqueeze(-1) if isinstance(inverse, Tensor) else inverse
+    gap = torch.where(y == s.k.unsqueeze(-1), 0, scaled(s.m.unsqueeze(-1) - x.gather(-1, y), by_class))
     loss = gap + torch.log1p(s.r).unsqueeze(-1)
     return -loss.masked_fill(outside, torch.nan).masked_fill(ignored, 0)
 
 
 def log_prob_entropy(
-    input: Tensor, target: Tensor, *, dim: int = -1, ignore_index: int = -100
+    input: Tensor, target: Tensor, *, dim: int = -1, temperature: float | Tensor = 1.0, ignore_index: int = -100
 ) -> tuple[Tensor, Tensor]:
     """`torchassay.log_prob_entropy` in plain torch, differentiated by autograd."""
     function = "log_prob_entropy"
-    dim, _ = checks.log_prob(function, input, target, dim, ignore_index, several=False)
+    options = given(None, 0.0, temperature, None)
+    dim, _ = checks.log_prob(function, input, target, dim, options, ignore_index, several=False)
     checks.class_range(function, target, input.shape[dim], ignore_index)
-    loss, entropy = row_scores(input, target, dim, ignore_index, BIT["loss"] | BIT["entropy"])
+    loss, entropy = _row_outputs(input, target, options, dim, ignore_index, BIT["loss"] | BIT["entropy"])
     return -loss, entropy
 
 
-def entropy(input: Tensor, *, dim: int = -1) -> Tensor:
+def entropy(input: Tensor, *, dim: int = -1, temperature: float | Tensor = 1.0) -> Tensor:
     """`torchassay.entropy` in plain torch, differentiated by autograd."""
-    return row_scores(input, None, checks.logits("entropy", input, dim), -100, BIT["entropy"])[0]
+    dim = checks.logits("entropy", input, dim)
+    checks.temperatures("entropy", input, temperature, dim)
+    return _row_outputs(input, None, given(None, 0.0, temperature, None), dim, -100, BIT["entropy"])[0]
 
 
 def _outputs(
-    function: str,
-    input: Tensor,
-    target: Tensor | None,
-    call: checks.Call,
-    weight: Tensor | None,
-    ignore_index: int,
-    label_smoothing: float,
+    function: str, input: Tensor, target: Tensor | None, call: checks.Call, options: Options | None, ignore_index: int
 ) -> list[Tensor]:
     if target is not None and not target.is_floating_point():
         checks.class_range(function, target, input.shape[call.dim], ignore_index)
-    if call.plain:
-        return row_scores(input, target, call.dim, ignore_index, call.signals)
-    return option_scores(input, target, call.dim, weight, ignore_index, label_smoothing, call.signals)
+    if not call.plain and options is None:
+        options = Options()
+    return _row_outputs(input, target, options, call.dim, ignore_index, call.signals)
+
+
+def _row_outputs(
+    input: Tensor, target: Tensor | None, options: Options | None, dim: int, ignore_index: int, signals: int
+) -> list[Tensor]:
+    if options is None:
+        return row_scores(input, target, dim, ignore_index, signals)
+    return option_scores(input, target, options, dim, ignore_index, signals)

@@ -1,59 +1,166 @@
-"""The loss under class weights, label smoothing or class probabilities."""
+"""The loss under class weights, label smoothing, class probabilities, a temperature, capped logits and a z-loss.
+
+The formulas are those of `torchassay.options.Options`. With B = sum b, the loss is B log1p(r) + sum_j b_j (m - v_j) /
+temperature + z_loss lse^2, a sum of non-negative numbers, and its gradient by x_j
+
+    slope_j / temperature (beta p_j - b_j)      beta = B + 2 z_loss lse      slope_j = 1 - tanh^2(x_j / softcap)
+
+In the entry of the top class k, beta p_k - b_k = rest - beta (1 - p_k) with rest = sum_{j != k} b_j + 2 z_loss lse,
+nothing cancels where p_k is near 1.
+"""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from torchassay.reference.rows import labels, row_scores, row_sum, rows_of, state
-from torchassay.scores import BIT, SIGNALS
+from torchassay.options import Options
+from torchassay.reference.rows import labels, row_sum, rows_of, scaled, state, unlabelled
+from torchassay.scores import BIT, SIGNALS, STATS, TARGET_BITS
+
+STATS_ROWS = 7  # m, u, z, r, rest, mu, beta
+
+
+class Target(NamedTuple):
+    """What a row's loss asks for."""
+
+    b: Tensor  # [..., C]
+    y: Tensor | None  # [...], None for probabilities
+    ignored: Tensor  # bool, [...] or one for all
+    outside: Tensor
+
+
+def inverse_of(temperature: float | Tensor) -> float | Tensor:
+    """1 / temperature, a tensor [...] in float64: its rounding would be multiplied by every gap."""
+    return 1.0 / (temperature.double() if isinstance(temperature, Tensor) else temperature)
+
+
+def _capped(x: Tensor, softcap: float | None) -> tuple[Tensor, Tensor | float]:
+    """v and its slope."""
+    if softcap is None:
+        return x, 1.0
+    tanh = torch.tanh(x / softcap)
+    return softcap * tanh, 1 - tanh * tanh
+
+
+def _target(target: Tensor, shape: torch.Size, x: Tensor, dim: int, ignore_index: int, options: Options) -> Target:
+    classes = x.shape[-1]
+    w = torch.ones(classes, dtype=x.dtype, device=x.device) if options.weight is None else options.weight.to(x.dtype)
+    spread = options.label_smoothing / classes * w
+    if target.is_floating_point():
+        b = spread + (1 - options.label_smoothing) * target.movedim(dim, -1).to(x.dtype) * w
+        nowhere = torch.zeros((), dtype=torch.bool, device=x.device)
+        return Target(b, None, nowhere, nowhere)
+    y, ignored, outside = labels(target, classes, ignore_index)
+    own = (1 - options.label_smoothing) * w[y]
+    b = spread.expand(shape).scatter_add(-1, y.unsqueeze(-1), own.unsqueeze(-1))
+    return Target(b, y, ignored, outside)
 
 
 def option_scores(
     input: Tensor,  # [..., C, ...]
-    target: Tensor,  # [...], integer, or the input's shape, float
+    target: Tensor | None,  # [...], integer, or the input's shape, float
+    options: Options,
     dim: int,
-    weight: Tensor | None,  # [C]
     ignore_index: int,
-    label_smoothing: float,
     signals: int,
 ) -> list[Tensor]:
-    """`row_scores` for a loss with class weights, label smoothing or class probabilities.
+    """The op behind every loss with options: as `row_scores`, and ``STATS`` is [7, ...]: m, u, z, r, rest, mu, beta."""
+    x = rows_of(input, dim)
+    inverse = inverse_of(options.temperature)
+    v, _ = _capped(x, options.softcap)
+    s = state(v, inverse, x.argmax(-1))
+    found = unlabelled(s, inverse)
+    rest = beta = torch.zeros_like(s.r)
+    if target is not None and signals & (TARGET_BITS | STATS):
+        t = _target(target, x.shape, x, dim, ignore_index, options)
 
-    The loss is sum_j b_j (lse - x_j) = B log1p(r) + sum_j b_j (m - x_j) for a non-negative b with sum B, its gradient
-    B p - b; in the entry of the top class, B p_k - b_k = sum_{j != k} b_j - B (1 - p_k), nothing cancels.
+        def known(value: Tensor) -> Tensor:
+            return value.masked_fill(t.outside, torch.nan).masked_fill(t.ignored, 0)
+
+        if t.y is not None:  # what an ignored row holds must not reach the gradient
+            x = torch.where(t.ignored.unsqueeze(-1), 0, x)
+        v, slope = _capped(x, options.softcap)
+        s = state(v, inverse, x.argmax(-1))
+        k = s.k.unsqueeze(-1)
+        log_c = torch.log1p(s.r)
+        lse = scaled(s.m, inverse) + log_c
+        by_column = inverse.unsqueeze(-1) if isinstance(inverse, Tensor) else inverse
+        gap = scaled((s.m.unsqueeze(-1) - v).scatter(-1, k, 0), by_column)
+        if t.y is not None:
+            gap = torch.where(t.b == 0, 0, gap)  # classes outside the target, also those at -inf
+        total, others = row_sum(t.b), row_sum(t.b.scatter(-1, k, 0))
+        extra = 2 * options.z_loss * lse
+        rest, beta = known(others + extra), known(total + extra)
+        found["loss"] = known(total * log_c + row_sum(t.b * gap) + options.z_loss * lse * lse)
+        if signals & BIT["grad_norm"]:
+            top = _top_entry(s.r, s.c, others + extra, total + extra, t.b.gather(-1, k).squeeze(-1))
+            g = (total + extra).unsqueeze(-1) * _softmax(v, s.m, s.u, s.z, s.r, by_column) - t.b
+            g = g.scatter(-1, k, top.unsqueeze(-1)) * slope
+            size = g.abs().amax(-1, keepdim=True)
+            size = torch.where(size > 0, size, 1)  # the squares of a confident row would underflow
+            norm = scaled(size.squeeze(-1) * torch.sqrt(row_sum((g / size) ** 2)), inverse)
+            found["grad_norm"] = known(norm)
+        if signals & BIT["target_margin"]:
+            y_gap = gap.gather(-1, t.y.unsqueeze(-1)).squeeze(-1)
+            margin = unlabelled(s, inverse)["margin"]
+            found["target_margin"] = known(torch.where(t.y == s.k, margin, torch.expm1(-y_gap) * s.c))
+    outputs = [found[name] for name in SIGNALS if signals & BIT[name]]
+    if signals & STATS:
+        outputs.append(torch.stack([s.m, s.u, s.z, s.r, rest, found["mu"], beta]))
+    return outputs
+
+
+def _softmax(v: Tensor, m: Tensor, u: Tensor, z: Tensor, r: Tensor, inverse: float | Tensor) -> Tensor:
+    """p of every class from its difference to u, the top's 1 / (1 + r)."""
+    m, u, z, c = (row.unsqueeze(-1) for row in (m, u, z, 1 / (1 + r)))
+    gone, lone = v == -torch.inf, u == -torch.inf
+    d = torch.where(gone, 0, v - torch.where(lone, m, u).detach())
+    top = (d > 0) | (lone & ~gone)  # at a tie d = 0, z = 1: both forms agree
+    p = torch.where(gone, 0, torch.where(top, c, torch.exp(scaled(torch.where(top, 0, d), inverse)) * z * c))
+    return p + (r - r).unsqueeze(-1)  # a poisoned row is NaN throughout
+
+
+def _top_entry(r: Tensor, c: Tensor, rest: Tensor, beta: Tensor, b: Tensor) -> Tensor:
+    """beta p_k - b_k from whichever of p_k and 1 - p_k is small."""
+    return torch.where(c > 0.5, rest - beta * (r * c), beta * c - b)
+
+
+def option_grads(
+    input: Tensor,  # [..., C, ...]
+    target: Tensor | None,
+    options: Options,
+    stats: Tensor,  # [7, ...]
+    grad_loss: Tensor | None,  # [...]
+    grad_entropy: Tensor | None,  # [...]
+    dim: int,
+    ignore_index: int,
+) -> Tensor:
+    """d (sum grad_loss loss + grad_entropy entropy) / d input, in the input's dtype.
+
+    dx_j = slope_j / temperature (gL (beta p_j - b_j) + gH p_j (a_j - mu)),   a_j = (m - v_j) / temperature
     """
     x = rows_of(input, dim)
-    classes = x.shape[-1]
-    w = torch.ones(classes, dtype=x.dtype, device=x.device) if weight is None else weight.to(x.dtype)
-    spread = label_smoothing / classes * w
-    labelled = not target.is_floating_point()
-    ignored = torch.zeros((), dtype=torch.bool, device=x.device)
-    if labelled:
-        y, ignored, outside = labels(target, classes, ignore_index)
-        x = torch.where(ignored.unsqueeze(-1), 0, x)  # what an ignored row holds must not reach the gradient
-        w_y = ((1 - label_smoothing) * w[y]).masked_fill(outside, torch.nan).unsqueeze(-1)
-        b = spread.expand_as(x).scatter_add(-1, y.unsqueeze(-1), w_y)
-    else:
-        b = spread + (1 - label_smoothing) * target.movedim(dim, -1).to(x.dtype) * w
-    s = state(x)
-    total = row_sum(b)
-    gap = (s.m.unsqueeze(-1) - x).scatter(-1, s.k.unsqueeze(-1), 0)
-    if labelled:
-        gap = torch.where(b == 0, 0, gap)  # classes outside the target, also those at -inf
-    loss = total * torch.log1p(s.r) + row_sum(b * gap)
-    found = {"loss": loss.masked_fill(ignored, 0)}
-    if signals & BIT["grad_norm"]:
-        k = s.k.unsqueeze(-1)
-        gone = x == -torch.inf
-        d = torch.where(gone, 0, x - torch.where(s.u == -torch.inf, s.m, s.u).unsqueeze(-1))
-        p = torch.where(gone, 0, torch.exp(d.clamp(max=0))) * (s.z * s.c).unsqueeze(-1)
-        at_top = row_sum(b.scatter(-1, k, 0)) - total * s.r * s.c
-        g = (total.unsqueeze(-1) * p - b).scatter(-1, k, at_top.unsqueeze(-1))
-        size = g.abs().amax(-1, keepdim=True)
-        size = torch.where(size > 0, size, 1)  # the squares of a confident row would underflow
-        found["grad_norm"] = (size.squeeze(-1) * torch.sqrt(row_sum((g / size) ** 2))).masked_fill(ignored, 0)
-    rest = signals & ~(BIT["loss"] | BIT["grad_norm"])
-    others = row_scores(input, target if labelled else None, dim, ignore_index, rest)
-    found |= zip((name for name in SIGNALS if rest & BIT[name]), others, strict=True)
-    return [found[name] for name in SIGNALS if signals & BIT[name]]
+    v, slope = _capped(x, options.softcap)
+    inverse = inverse_of(options.temperature)
+    by_column = inverse.unsqueeze(-1) if isinstance(inverse, Tensor) else inverse
+    m, u, z, r, rest, mu, beta = stats
+    c = 1 / (1 + r)
+    p = _softmax(v, m, u, z, r, by_column)
+    gone = v == -torch.inf
+    k = x.argmax(-1, keepdim=True)
+    dx = torch.zeros_like(p)
+    if grad_loss is not None:
+        t = _target(target, x.shape, x, dim, ignore_index, options)
+        top = _top_entry(r, c, rest, beta, t.b.gather(-1, k).squeeze(-1))
+        entry = (beta.unsqueeze(-1) * p - t.b).scatter(-1, k, top.unsqueeze(-1))
+        entry = grad_loss.to(x.dtype).unsqueeze(-1) * entry
+        entry = entry.masked_fill(t.outside.unsqueeze(-1), torch.nan)
+        dx = torch.where(t.ignored.unsqueeze(-1), 0, entry)  # also where an ignored row is poisoned
+    if grad_entropy is not None:
+        a = torch.where(gone, 0, scaled(m.unsqueeze(-1) - v, by_column)).scatter(-1, k, 0)
+        dx = dx + grad_entropy.to(x.dtype).unsqueeze(-1) * p * (a - mu.unsqueeze(-1))
+    dx = torch.where(dx == 0, 0, scaled(dx * slope, by_column))  # an ignored row is 0, also where it is poisoned
+    return dx.to(input.dtype).movedim(-1, dim)

@@ -26,7 +26,7 @@ class State(NamedTuple):
     m: Tensor  # the largest logit
     k: Tensor  # its class, int64
     u: Tensor  # the second largest logit, -inf if there is none
-    g: Tensor  # m - u, 0 if there is no u
+    g: Tensor  # m - u (over the temperature, as x - u in the sums), 0 if there is no u
     z: Tensor  # e^-g, 0 if there is no u
     R: Tensor  # the three sums over all classes but k, 0 if there is no u
     T: Tensor
@@ -35,29 +35,64 @@ class State(NamedTuple):
     c: Tensor  # 1 / (1 + r), the probability of k
 
 
-def exp_difference(a: Tensor, b: Tensor) -> Tensor:
-    """e^(b - a) for b <= a, with the rounding error of the difference (two-sum) taken along; 0 at b = -inf."""
+def exp_difference(a: Tensor, b: Tensor, inverse: float | Tensor = 1.0) -> Tensor:
+    """e^((b - a) inverse) for b <= a, with the rounding errors of the difference taken along; 0 at b = -inf."""
     gone = b == -torch.inf
     b = torch.where(gone, a, b)
+    if a.dtype != torch.float64 and not _is_one(inverse):
+        return torch.where(gone, 0, torch.exp((b.double() - a.double()) * inverse).to(a.dtype))
     difference = a - b
     back = difference - a
     error = (a - (difference - back)) - (b + back)
-    return torch.where(gone, 0, torch.exp(-difference) * (1 - error.detach()))
+    return torch.where(gone, 0, torch.exp(-difference * inverse) * (1 - error.detach() * inverse))
 
 
-def state(x: Tensor) -> State:  # [..., C]
-    """The state of every row of ``x``, differentiable in ``x``: u is only a point of reference, so it is detached."""
-    m, k = x.max(-1)
+def _is_one(inverse: float | Tensor) -> bool:
+    return not isinstance(inverse, Tensor) and inverse == 1.0
+
+
+def scaled(difference: Tensor, inverse: float | Tensor) -> Tensor:
+    """A difference of two logits, by the inverse of the temperature; of tops far apart the scaling costs no digit."""
+    return difference * (inverse.to(difference.dtype) if isinstance(inverse, Tensor) else inverse)
+
+
+def state(x: Tensor, inverse: float | Tensor = 1.0, k: Tensor | None = None) -> State:  # [..., C]
+    """The state of every row of ``x``, differentiable in ``x``: u is only a point of reference, so it is detached.
+
+    Args:
+        inverse: of the temperature; a tensor [...] is float64.
+        k: the top class, where ``x`` alone does not tell: of logits that were distinct before they were capped.
+    """
+    if k is None:
+        m, k = x.max(-1)
+    else:
+        m = x.gather(-1, k.unsqueeze(-1)).squeeze(-1)
     rest = x.scatter(-1, k.unsqueeze(-1), -torch.inf)
     u = rest.detach().amax(-1)
     lone = u == -torch.inf
     gone = rest == -torch.inf  # the top and masked classes: exactly 0 in every sum, also in the gradient
-    d = torch.where(gone, 0, rest - torch.where(lone, 0, u).unsqueeze(-1))
+    by_column = inverse.unsqueeze(-1) if isinstance(inverse, Tensor) else inverse
+    d = torch.where(gone, 0, scaled(rest - torch.where(lone, 0, u).unsqueeze(-1), by_column))
     e = torch.where(gone, 0, torch.exp(d))
     R, T, Q = row_sum(e), -row_sum(e * d), row_sum(e * e)
-    g, z = torch.where(lone, 0, m - u), exp_difference(m, u)
+    g, z = torch.where(lone, 0, scaled(m - u, inverse)), exp_difference(m, u, inverse)
     r = z * R + (m - m)  # m - m is 0, and NaN for a top of +-inf
     return State(m, k, u, g, z, R, T, Q, r, 1 / (1 + r))
+
+
+def unlabelled(s: State, inverse: float | Tensor = 1.0) -> dict[str, Tensor]:
+    """The signals that need no target, and mu = t / (1 + r), by which the entropy exceeds log1p(r)."""
+    log_c = torch.log1p(s.r)  # -log p_k
+    mu = s.z * (s.T + s.g.clamp(max=1000) * s.R) * s.c  # z is 0 there, and g R might overflow
+    return {
+        "entropy": log_c + mu,
+        "lse": scaled(s.m, inverse) + log_c,
+        "confidence": s.c,
+        "least_confidence": s.r * s.c,
+        "margin": torch.where(s.u == -torch.inf, 1, -torch.expm1(-s.g)) * s.c,
+        "prediction": s.k,
+        "mu": mu,
+    }
 
 
 def row_scores(
@@ -75,17 +110,7 @@ def row_scores(
     """
     x = rows_of(input, dim)
     s = state(x)
-    log_c = torch.log1p(s.r)  # -log p_k
-    mu = s.z * (s.T + s.g.clamp(max=1000) * s.R) * s.c  # z is 0 there, and g R might overflow
-    margin = torch.where(s.u == -torch.inf, 1, -torch.expm1(-s.g)) * s.c
-    found = {
-        "entropy": log_c + mu,
-        "lse": s.m + log_c,
-        "confidence": s.c,
-        "least_confidence": s.r * s.c,
-        "margin": margin,
-        "prediction": s.k,
-    }
+    found = unlabelled(s)
     miss = torch.zeros_like(s.r)
     if target is not None:
         y, ignored, outside = labels(target, x.shape[-1], ignore_index)
@@ -99,12 +124,12 @@ def row_scores(
             return value.masked_fill(outside, torch.nan).masked_fill(ignored, 0)
 
         miss = known(torch.where(top, s.r, 1 + s.r - e_y) * s.c)
-        found["loss"] = known(gap + log_c)
+        found["loss"] = known(gap + torch.log1p(s.r))
         found["grad_norm"] = known(torch.where(top, like, unlike) * s.c)
-        found["target_margin"] = known(torch.where(top, margin, torch.expm1(-gap) * s.c))
+        found["target_margin"] = known(torch.where(top, found["margin"], torch.expm1(-gap) * s.c))
     outputs = [found[name] for name in SIGNALS if signals & BIT[name]]
     if signals & STATS:
-        outputs.append(torch.stack([s.m, s.u, s.z, s.r, miss, mu]))
+        outputs.append(torch.stack([s.m, s.u, s.z, s.r, miss, found["mu"]]))
     return outputs
 
 

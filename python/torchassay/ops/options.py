@@ -1,0 +1,192 @@
+"""Scores of rows of logits under the options of a loss, or for class probabilities, and their gradient."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from torchassay import checks, reference
+from torchassay.backends import choose, native
+from torchassay.ops.memory import DTYPES, current, empty_grad, flat_target, layout, place
+from torchassay.ops.rows import SLOTS, STATS_SLOT, asked_slots, empty_outputs
+from torchassay.options import Options
+from torchassay.reference.options import STATS_ROWS
+
+_OPTIONS = (
+    "Tensor? weight, float label_smoothing, Tensor? temperature_rows, float temperature, float softcap, float z_loss"
+)
+torch.library.define(
+    "torchassay::option_scores",
+    f"(Tensor input, Tensor? target, {_OPTIONS}, int dim, int ignore_index, int signals, str function, str backend)"
+    " -> Tensor[]",
+)
+torch.library.define(
+    "torchassay::option_grads",
+    f"(Tensor input, Tensor? target, {_OPTIONS}, Tensor stats, Tensor? grad_loss, Tensor? grad_entropy, int dim,"
+    " int ignore_index, str function, str backend) -> Tensor",
+)
+
+
+class _Inputs:
+    """A call's tensors as the kernels read them: dense, and in the dtype that they compute in."""
+
+    def __init__(
+        self, input: Tensor, target: Tensor | None, weight: Tensor | None, temperature: Tensor | None, dim: int
+    ):
+        dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
+        self.rows, *self.where = layout(input, dim)
+        self.labels = self.probabilities = None
+        if target is not None and target.is_floating_point():
+            self.probabilities = target.detach().movedim(dim, -1).to(dtype).contiguous()
+        else:
+            self.labels = flat_target(target)
+        self.weight = None if weight is None else weight.detach().to(dtype).contiguous()
+        self.temperature = None if temperature is None else temperature.detach().to(dtype).contiguous()
+
+    def strided(self) -> Tensor:
+        """[A, B, C], for Triton."""
+        outer, inner, classes, *strides = self.where
+        return self.rows.as_strided((outer, inner, classes), (*strides, 1))
+
+    def addresses(self, input: Tensor, ignore_index: int, label_smoothing: float, numbers: tuple[float, ...]) -> tuple:
+        """Rows, targets and options as csrc/bindings.cpp takes them; the tensors must outlive the call."""
+        wide = self.labels is not None and self.labels.dtype == torch.int64
+        return (
+            *(self.rows.data_ptr(), DTYPES[input.dtype], *self.where, _address(self.labels), wide, ignore_index),
+            *(_address(self.weight), _address(self.probabilities), label_smoothing, _address(self.temperature)),
+            *numbers,
+        )
+
+
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def _option_scores(
+    input: Tensor,
+    target: Tensor | None,
+    weight: Tensor | None,
+    label_smoothing: float,
+    temperature_rows: Tensor | None,
+    temperature: float,
+    softcap: float,
+    z_loss: float,
+    dim: int,
+    ignore_index: int,
+    signals: int,
+    function: str,
+    backend: str,
+) -> list[Tensor]:
+    backend = choose(function, input.device.type, input.dtype, input.shape[dim], backend)
+    labelled = target is not None and not target.is_floating_point()
+    if labelled and backend != "native":
+        checks.class_range(function, target, input.shape[dim], ignore_index)
+    if backend == "reference":
+        options = Options.of(weight, label_smoothing, temperature_rows, temperature, softcap, z_loss)
+        return reference.option_scores(input, target, options, dim, ignore_index, signals)
+    asked = asked_slots(signals)
+    outputs = empty_outputs(input, dim, asked, STATS_ROWS)
+    if not outputs or input.numel() == 0:
+        return outputs
+    given = _Inputs(input, target, weight, temperature_rows, dim)
+    if backend == "triton":
+        from torchassay.triton_kernels.option_scores import option_scores
+
+        slots = [None] * len(SLOTS)
+        for slot, output in zip(asked, outputs, strict=True):
+            slots[slot] = output.view(STATS_ROWS, -1) if slot == STATS_SLOT else output.view(-1)
+        by_row = temperature if given.temperature is None else given.temperature.view(-1)
+        with current(input):
+            option_scores(
+                given.strided(),
+                *(given.labels, given.probabilities, given.weight, label_smoothing, by_row, softcap, z_loss),
+                *(ignore_index, slots),
+            )
+        return outputs
+    pointers = [0] * len(SLOTS)
+    for slot, output in zip(asked, outputs, strict=True):
+        pointers[slot] = output.data_ptr()
+    call = *given.addresses(input, ignore_index, label_smoothing, (temperature, softcap, z_loss)), pointers
+    if input.is_cuda:
+        device, stream = place(input)
+        outer, inner, classes = given.where[:3]
+        size = native.cuda_option_scores_workspace(DTYPES[input.dtype], outer * inner, classes, device)
+        workspace = torch.empty(size, dtype=torch.uint8, device=input.device) if size else None
+        with current(input):
+            native.cuda_option_scores(*call, _address(workspace), device, stream)
+        return outputs
+    bad_row = native.option_scores(*call, torch.get_num_threads())
+    if bad_row >= 0:
+        checks.out_of_range(function, given.labels, bad_row, input.shape[dim], ignore_index)
+    return outputs
+
+
+def _option_grads(
+    input: Tensor,
+    target: Tensor | None,
+    weight: Tensor | None,
+    label_smoothing: float,
+    temperature_rows: Tensor | None,
+    temperature: float,
+    softcap: float,
+    z_loss: float,
+    stats: Tensor,
+    grad_loss: Tensor | None,
+    grad_entropy: Tensor | None,
+    dim: int,
+    ignore_index: int,
+    function: str,
+    backend: str,
+) -> Tensor:
+    backend = choose(function, input.device.type, input.dtype, input.shape[dim], backend)
+    if backend == "reference":
+        options = Options.of(weight, label_smoothing, temperature_rows, temperature, softcap, z_loss)
+        grad = reference.option_grads(input, target, options, stats, grad_loss, grad_entropy, dim, ignore_index)
+        return empty_grad(input, dim).copy_(grad)
+    grad = empty_grad(input, dim)
+    if grad.numel() == 0:
+        return grad
+    given = _Inputs(input, None if grad_loss is None else target, weight, temperature_rows, dim)
+    upstream = [None if g is None else g.to(stats.dtype).reshape(-1) for g in (grad_loss, grad_entropy)]
+    if backend == "triton":
+        from torchassay.triton_kernels.option_grads import option_grads
+
+        by_row = temperature if given.temperature is None else given.temperature.view(-1)
+        out = grad.movedim(dim, -1).view(-1, input.shape[dim])
+        with current(input):
+            option_grads(
+                given.strided(),
+                *(given.labels, given.probabilities, given.weight, label_smoothing, by_row, softcap),
+                *(stats.view(STATS_ROWS, -1), *upstream, ignore_index, out),
+            )
+        return grad
+    call = (
+        *given.addresses(input, ignore_index, label_smoothing, (temperature, softcap, z_loss)),
+        stats.data_ptr(),
+        *(number for g in upstream for number in ((0, 0) if g is None else (g.data_ptr(), g.stride(0)))),
+        grad.data_ptr(),
+    )
+    if input.is_cuda:
+        with current(input):
+            native.cuda_option_grads(*call, *place(input))
+    else:
+        native.option_grads(*call, torch.get_num_threads())
+    return grad
+
+
+torch.library.impl("torchassay::option_scores", "CompositeExplicitAutograd", _option_scores)
+torch.library.impl("torchassay::option_grads", "CompositeExplicitAutograd", _option_grads)
+
+
+@torch.library.register_fake("torchassay::option_scores")
+def _(input, target, weight, label_smoothing, rows, number, softcap, z_loss, dim, ignore_index, signals, *_):
+    return empty_outputs(input, dim, asked_slots(signals), STATS_ROWS)
+
+
+@torch.library.register_fake("torchassay::option_grads")
+def _(input, target, weight, label_smoothing, rows, number, softcap, z_loss, stats, grad_loss, grad_entropy, dim, *_):
+    return empty_grad(input, dim)
+
+
+option_scores = torch.ops.torchassay.option_scores.default
+option_grads = torch.ops.torchassay.option_grads.default

@@ -1,0 +1,49 @@
+"""What a real loss asks for beside logits and labels."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class Options(NamedTuple):
+    """With v = softcap tanh(x / softcap) of the logits x, l = v / temperature and p = softmax(l),
+
+        loss = sum_j b_j (lse - l_j) + z_loss lse^2
+
+    b_j = w_j (label_smoothing / C + (1 - label_smoothing) t_j) for class probabilities t; for a label y with
+    (1 - label_smoothing) w_y [j = y] instead of the second part.
+    """
+
+    weight: Tensor | None = None  # [C], w; 1 if None
+    label_smoothing: float = 0.0
+    temperature: float | Tensor = 1.0  # or one a row
+    softcap: float | None = None
+    z_loss: float = 0.0
+
+    def flat(self) -> tuple[Tensor | None, float, Tensor | None, float, float, float]:
+        """As the ops take them: the temperatures of the rows apart from one for all, a softcap of 0 for none."""
+        rows = self.temperature if isinstance(self.temperature, Tensor) else None
+        number = self.temperature if rows is None else 1.0
+        return self.weight, self.label_smoothing, rows, number, self.softcap or 0.0, self.z_loss
+
+    @classmethod
+    def of(cls, weight, label_smoothing, temperatures, temperature, softcap, z_loss) -> Options:
+        """The options that `flat` gave."""
+        by_row = temperature if temperatures is None else temperatures
+        return cls(weight, label_smoothing, by_row, softcap or None, z_loss)
+
+
+def given(
+    weight: Tensor | None,
+    label_smoothing: float,
+    temperature: float | Tensor,
+    softcap: float | None,
+    z_loss: float = 0.0,
+) -> Options | None:
+    """The options of a call, None if all are at their defaults."""
+    plain = weight is None and label_smoothing == 0.0 and softcap is None and z_loss == 0.0
+    if plain and not isinstance(temperature, Tensor) and temperature == 1.0:
+        return None
+    return Options(weight, label_smoothing, temperature, softcap, z_loss)
