@@ -42,7 +42,8 @@ def score(
         ignore_index: rows with this target get exactly 0 in every signal that needs the target.
         label_smoothing: in [0, 1], as in `F.cross_entropy`.
         temperature: > 0, one number or a constant tensor of one a row: every signal is of softmax(input / temperature).
-        softcap: > 0: the logits are softcap tanh(input / softcap) (Gemma 2, 2024), before the temperature.
+        softcap: > 0: the logits are softcap tanh(input / softcap) (Gemma 2, 2024), before the temperature; a class at
+            -inf stays there.
         history: a `History`, which is given the values of its signal, ignored rows left out; the scores then also hold
             ``select_prob``, float32, the probability with which Selective-Backprop picks each row.
         backend: "native", "triton" or "reference" instead of the usual one (see `explain`).

@@ -12,6 +12,8 @@ class Options(NamedTuple):
 
         loss = sum_j b_j (lse - l_j) + z_loss lse^2
 
+    An infinite logit stays as it is under a softcap: -inf is a masked class, +inf no number.
+
     b_j = w_j (label_smoothing / C + (1 - label_smoothing) t_j) for class probabilities t; for a label y with
     (1 - label_smoothing) w_y [j = y] instead of the second part.
     """

@@ -38,11 +38,11 @@ def inverse_of(temperature: float | Tensor) -> float | Tensor:
 
 
 def _capped(x: Tensor, softcap: float | None) -> tuple[Tensor, Tensor | float]:
-    """v and its slope."""
+    """v and its slope. A class at -inf stays there: it is masked; and +inf is no number under a cap either."""
     if softcap is None:
         return x, 1.0
     tanh = torch.tanh(x / softcap)
-    return softcap * tanh, 1 - tanh * tanh
+    return torch.where(x.isinf(), x, softcap * tanh), 1 - tanh * tanh
 
 
 def _target(target: Tensor, shape: torch.Size, x: Tensor, dim: int, ignore_index: int, options: Options) -> Target:
