@@ -5,7 +5,8 @@ An op gets checked arguments and a class dimension counted from the front. It ha
 """
 
 from torchassay.ops.cdf import cdf
-from torchassay.ops.random import uniforms
+from torchassay.ops.draws import draw_scores
+from torchassay.ops.random import normals, uniforms
 from torchassay.ops.rows import row_grads, row_scores
 
-__all__ = ["cdf", "row_grads", "row_scores", "uniforms"]
+__all__ = ["cdf", "draw_scores", "normals", "row_grads", "row_scores", "uniforms"]

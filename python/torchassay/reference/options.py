@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from torchassay.reference.rows import labels, row_scores, row_sum, rows_of, state
-from torchassay.scores import BIT, SIGNALS
+from torchassay.scores import BIT, ROW_SIGNALS
 
 
 def option_scores(
@@ -55,5 +55,5 @@ def option_scores(
         found["grad_norm"] = (size.squeeze(-1) * torch.sqrt(row_sum((g / size) ** 2))).masked_fill(ignored, 0)
     rest = signals & ~(BIT["loss"] | BIT["grad_norm"])
     others = row_scores(input, target if labelled else None, dim, ignore_index, rest)
-    found |= zip((name for name in SIGNALS if rest & BIT[name]), others, strict=True)
-    return [found[name] for name in SIGNALS if signals & BIT[name]]
+    found |= zip((name for name in ROW_SIGNALS if rest & BIT[name]), others, strict=True)
+    return [found[name] for name in ROW_SIGNALS if signals & BIT[name]]
