@@ -6,7 +6,7 @@ namespace torchassay {
 
 enum class Dtype : int { kFloat32 = 0, kFloat64 = 1, kBfloat16 = 2, kFloat16 = 3 };
 
-// The order of torchassay.SIGNALS; kStats are the six numbers a row that the backward needs.
+// The order of torchassay.scores.ROW_SIGNALS; kStats are the six numbers a row that the backward needs.
 enum Slot : int {
     kLoss,
     kEntropy,
@@ -79,6 +79,35 @@ struct Seed {
 // out[i], float32 in [0, 1), decides whether the row with this id is picked in a step: csrc/philox.h.
 void uniforms(const int64_t* row_id, int64_t count, const Seed& seed, uint32_t step, float* out);
 
+// The random numbers of the first `columns` columns of a draw of each row, into out [rows, columns]: normals, or uniforms
+// in [0, 1). `purpose` as in csrc/philox.h.
+void normals(const int64_t* row_id, int64_t rows, const Seed& seed, int purpose, uint32_t draw, int64_t columns,
+             bool uniform, float* out, int threads);
+
+// One number for each row (float32; double for float64 rows), or the value for all where data is null.
+struct Number {
+    const void* data;
+    double value;
+};
+
+// The order of torchassay.scores.NOISY_SIGNALS.
+enum DrawSlot : int { kNoisyEntropy, kPredictiveEntropy, kMutualInformation, kDrawSlots };
+
+// Several draws of every row: noisy copies ((x_j - top) + std eps_j) scale, where top is the row's largest logit
+// (float32; double for float64 rows), or where top is null the members of an ensemble, which lie `stride` elements apart.
+struct Draws {
+    int64_t count;
+    int64_t stride;
+    const void* top;
+    Number std, scale;
+    const int64_t* row_id;  // null: 0 to N - 1
+    Seed seed;
+};
+
+// The signals of several draws. out[s] is null where a signal was not asked for, else [N] (float32; float64 for float64
+// rows).
+void draw_scores(const Rows& rows, const Draws& draws, void* const out[kDrawSlots], int threads);
+
 // The latest values of a signal: the first min(*total, capacity) entries, at most 2^20, in any order, none of them NaN.
 struct Window {
     const float* data;
@@ -131,6 +160,12 @@ void option_scores(const Rows& rows, const Targets& targets, const Options& opti
 void option_grads(const Rows& rows, const Targets& targets, const Options& options, const void* stats,
                   const Upstream& grad_loss, const Upstream& grad_entropy, void* out, const Place& place);
 void uniforms(const int64_t* row_id, int64_t count, const Seed& seed, uint32_t step, float* out, const Place& place);
+void normals(const int64_t* row_id, int64_t rows, const Seed& seed, int purpose, uint32_t draw, int64_t columns,
+             bool uniform, float* out, const Place& place);
+// Bytes of device memory that draw_scores needs besides, aligned to 16.
+int64_t draw_scores_workspace(const Rows& rows, const Draws& draws, int device);
+void draw_scores(const Rows& rows, const Draws& draws, void* const out[kDrawSlots], void* workspace,
+                 const Place& place);
 // The window begins on 16 bytes.
 void cdf(const Window& window, const Values& values, bool midrank, float* out, const Place& place);
 

@@ -10,10 +10,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from torchassay.ops.memory import layout
-from torchassay.scores import SIGNALS
+from torchassay.scores import ROW_SIGNALS
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 2, torch.float16: 3}  # csrc/api.h, enum Dtype
-SLOTS = (*SIGNALS, "stats")
+SLOTS = (*ROW_SIGNALS, "stats")
 
 
 class Kernels(NamedTuple):

@@ -11,6 +11,7 @@ import scored
 import torch
 import torchassay as ta
 from torchassay.ops import memory, rows
+from torchassay.scores import ROW_SIGNALS
 
 module = sys.modules["torchassay.backends"]  # the attribute of that name is the function
 X, Y = torch.zeros(3, 5), torch.tensor([0, 1, 2])
@@ -180,7 +181,7 @@ def test_the_cuda_kernels_are_handed_what_the_cpu_kernels_are(classes, fresh):
     y = torch.tensor([[0, 3], [classes - 1, 5]])
 
     def results():
-        loss, found = ta.cross_entropy(x, y, dim=-1, signals=ta.SIGNALS, reduction="sum", backend="native")
+        loss, found = ta.cross_entropy(x, y, dim=-1, signals=ROW_SIGNALS, reduction="sum", backend="native")
         return *found.as_dict().values(), *torch.autograd.grad(loss, x)
 
     expected = results()

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torchassay as ta
 from torchassay.checks import InputTypeError, InputValueError
+from torchassay.scores import ROW_SIGNALS
 
 X, Y = torch.zeros(4, 21, 8, 8), torch.zeros(4, 8, 8, dtype=torch.long)
 ROWS, LABELS = torch.zeros(4, 5), torch.tensor([0, 1, 2, 3])
@@ -226,7 +227,7 @@ def test_case_19_out_of_range_is_no_wild_read(bad, dtype, place):
     y = torch.tensor([0, 4, bad, bad, 1], dtype=dtype, device=place.device)
     x = torch.randn(5, 5, generator=torch.Generator().manual_seed(90)).to(place.device).requires_grad_()
     calls = [
-        ("score", lambda: ta.score(x, y, signals=ta.SIGNALS, backend=place.backend)),
+        ("score", lambda: ta.score(x, y, signals=ROW_SIGNALS, backend=place.backend)),
         ("cross_entropy", lambda: ta.cross_entropy(x, y, reduction="none", backend=place.backend)),
         ("log_prob", lambda: ta.log_prob(x, y, backend=place.backend)),
         ("log_prob_entropy", lambda: ta.log_prob_entropy(x, y, backend=place.backend)[0]),

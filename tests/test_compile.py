@@ -10,7 +10,7 @@ import torch
 import torchassay as ta
 from torch._dynamo.testing import CompileCounterWithBackend
 from torchassay import ops
-from torchassay.scores import BIT, STATS
+from torchassay.scores import BIT, ROW_SIGNALS, STATS
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:torch", "ignore::FutureWarning:torch")
 
@@ -36,7 +36,7 @@ def functions(place):
     plain_module, single = ta.CrossEntropyLoss(**backend), ta.Scorer("entropy", **backend)
     several = torch.tensor([0, 3, 3], device=place.device)
     return {
-        "score": lambda x, y: ta.score(x, y, signals=ta.SIGNALS, **backend),
+        "score": lambda x, y: ta.score(x, y, signals=ROW_SIGNALS, **backend),
         "score without target": lambda x, y: ta.score(x, **backend),
         "cross_entropy": lambda x, y: ta.cross_entropy(x, y, **backend),
         "cross_entropy none": lambda x, y: ta.cross_entropy(x, y, reduction="none", **backend),
@@ -240,17 +240,17 @@ def test_opcheck_row_grads(layout, which, place):
 
 def test_inference_mode_and_no_grad(place):
     x, y = example(6, place)
-    expected = ta.score(x, y, signals=ta.SIGNALS, backend=place.backend)
+    expected = ta.score(x, y, signals=ROW_SIGNALS, backend=place.backend)
     loss = ta.cross_entropy(x, y, backend=place.backend)
     for mode in (torch.inference_mode, torch.no_grad):
         with mode():
             inside = x * 1  # an inference tensor under inference_mode
-            found = ta.score(inside, y, signals=ta.SIGNALS, backend=place.backend)
+            found = ta.score(inside, y, signals=ROW_SIGNALS, backend=place.backend)
             assert torch.equal(ta.cross_entropy(inside, y, backend=place.backend), loss)
             assert ta.log_prob_entropy(inside, y, backend=place.backend)[1].isfinite().all()
             several = ta.log_prob(inside, torch.stack([y, y], 1), backend=place.backend)
             assert several.shape == (6, 2)
-        assert all(torch.equal(getattr(found, name), getattr(expected, name)) for name in ta.SIGNALS)
+        assert all(torch.equal(getattr(found, name), getattr(expected, name)) for name in ROW_SIGNALS)
 
 
 def test_fake_tensors_have_the_shapes_dtypes_and_strides_of_real_ones(place):

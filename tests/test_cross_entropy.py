@@ -5,6 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchassay as ta
+from torchassay.scores import ROW_SIGNALS
 
 SHAPES = {"(C)": (7,), "(N, C)": (6, 7), "(N, C, d1)": (3, 7, 4), "(N, C, d1, d2)": (2, 7, 3, 5), "(N, 1)": (4, 1)}
 REDUCTIONS = ["none", "mean", "sum"]
@@ -206,10 +207,10 @@ def test_signals_come_unreduced_and_detached_from_the_same_read(reduction, place
     x, y = example((6, 7), torch.float32, place.device)
     y[2] = -100
     x.requires_grad_()
-    loss, scores = ta.cross_entropy(x, y, reduction=reduction, signals=ta.SIGNALS, backend=place.backend)
-    alone = ta.score(x, y, signals=ta.SIGNALS, backend=place.backend)
-    assert scores.signals == ta.SIGNALS
-    assert all(torch.equal(getattr(scores, name), getattr(alone, name)) for name in ta.SIGNALS)
+    loss, scores = ta.cross_entropy(x, y, reduction=reduction, signals=ROW_SIGNALS, backend=place.backend)
+    alone = ta.score(x, y, signals=ROW_SIGNALS, backend=place.backend)
+    assert scores.signals == ROW_SIGNALS
+    assert all(torch.equal(getattr(scores, name), getattr(alone, name)) for name in ROW_SIGNALS)
     assert torch.equal(loss, ta.cross_entropy(x, y, reduction=reduction, backend=place.backend))
     oracle.check(place, scores, oracle.signals(x.detach(), y), x.detach())
 

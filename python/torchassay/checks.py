@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from torchassay.options import Options
-from torchassay.scores import BIT, SIGNALS, TARGET_SIGNALS, Scores
+from torchassay.scores import BIT, ROW_SIGNALS, SIGNALS, TARGET_SIGNALS, Scores
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _INTS = (int, torch.SymInt)  # under compile
@@ -213,8 +213,8 @@ def signals(function: str, names: Sequence[str] | str, with_target: bool, labell
     """The asked signals as a tuple. ``labelled``: the target holds classes, not probabilities."""
     names = (names,) if isinstance(names, str) else tuple(names)
     for name in names:
-        if name not in BIT:
-            raise InputValueError(f"{function}: signals must be among {', '.join(SIGNALS)}; got {name!r}")
+        if name not in ROW_SIGNALS:
+            raise InputValueError(f"{function}: signals must be among {', '.join(ROW_SIGNALS)}; got {name!r}")
         if name in TARGET_SIGNALS and not with_target:
             raise InputValueError(f"{function}: signal '{name}' needs a target, got none")
         if name == "target_margin" and not labelled:

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from torchassay.scores import SIGNALS
+from torchassay.scores import ROW_SIGNALS
 from torchassay.triton_kernels.row_grads import row_grads
 from torchassay.triton_kernels.row_scores import row_scores
 
-NAMES = (*SIGNALS, "stats")
+NAMES = (*ROW_SIGNALS, "stats")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 

@@ -1,6 +1,7 @@
 """The definition of correct: every public function and op in plain torch, for any float dtype and any strides."""
 
 from torchassay.reference.cdf import cdf
+from torchassay.reference.draws import draw_scores
 from torchassay.reference.functional import cross_entropy, entropy, log_prob, log_prob_entropy, reduced, score
 from torchassay.reference.options import inverse_of, option_grads, option_scores
 from torchassay.reference.rows import exp_difference, labels, row_grads, row_scores, scaled
@@ -8,6 +9,7 @@ from torchassay.reference.rows import exp_difference, labels, row_grads, row_sco
 __all__ = [
     "cdf",
     "cross_entropy",
+    "draw_scores",
     "entropy",
     "exp_difference",
     "inverse_of",

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from torchassay.options import Options
 from torchassay.reference.rows import labels, row_sum, rows_of, scaled, state, unlabelled
-from torchassay.scores import BIT, SIGNALS, STATS, TARGET_BITS
+from torchassay.scores import BIT, ROW_SIGNALS, STATS, TARGET_BITS
 
 STATS_ROWS = 7  # m, u, z, r, rest, mu, beta
 
@@ -107,7 +107,7 @@ def option_scores(
             y_gap = gap.gather(-1, t.y.unsqueeze(-1)).squeeze(-1)
             margin = unlabelled(s, inverse)["margin"]
             found["target_margin"] = known(torch.where(t.y == s.k, margin, torch.expm1(-y_gap) * s.c))
-    outputs = [found[name] for name in SIGNALS if signals & BIT[name]]
+    outputs = [found[name] for name in ROW_SIGNALS if signals & BIT[name]]
     if signals & STATS:
         outputs.append(torch.stack([s.m, s.u, s.z, s.r, rest, found["mu"], beta]))
     return outputs
