@@ -13,8 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from torchassay.options import Options
-from torchassay.scores import BIT, ROW_SIGNALS, SIGNALS, TARGET_SIGNALS, Scores
+from torchassay.options import Noise, Options
+from torchassay.scores import BIT, NOISY_SIGNALS, ROW_SIGNALS, SIGNALS, TARGET_SIGNALS, Scores
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _INTS = (int, torch.SymInt)  # under compile
@@ -67,6 +67,8 @@ def score(
     options: Options | None,
     ignore_index: int,
     extra: str = "",
+    known: tuple[str, ...] = ROW_SIGNALS,
+    noise: Noise | None = None,
 ) -> Call:
     """Check a call that scores rows; ``names`` None: the defaults of `torchassay.score`; ``extra`` is computed too."""
     dim = logits(function, input, dim)
@@ -81,15 +83,18 @@ def score(
             labels(function, input, target, dim)
     if options is not None:
         loss_options(function, input, target is not None, options, dim)
+    if noise is not None:
+        logit_noise(function, input, noise, dim)
     if names is None:
         names = ("entropy", "confidence", "margin") if target is None else ("loss", "entropy", "grad_norm")
-    names = signals(function, names, target is not None, labelled)
+        names = names if noise is None else (*names, "noisy_entropy")
+    names = signals(function, names, target is not None, labelled, known, noise is not None)
     bits, ordered = 0, True
     for name in names:
         ordered = ordered and BIT[name] > bits
         bits |= BIT[name]
     if extra and not bits & BIT[extra]:
-        signals(function, extra, target is not None, labelled)
+        signals(function, extra, target is not None, labelled, known, noise is not None)
         bits, ordered = bits | BIT[extra], False
     in_order = names if ordered else tuple(name for name in SIGNALS if bits & BIT[name])
     return Call(names, in_order, bits, dim, labelled and options is None)
@@ -209,16 +214,25 @@ def out_of_range(function: str, target: Tensor, at: int, classes: int, ignore_in
     raise InputValueError(f"{function}: target must hold {expected}, got {got}")
 
 
-def signals(function: str, names: Sequence[str] | str, with_target: bool, labelled: bool) -> tuple[str, ...]:
-    """The asked signals as a tuple. ``labelled``: the target holds classes, not probabilities."""
+def signals(
+    function: str,
+    names: Sequence[str] | str,
+    with_target: bool,
+    labelled: bool,
+    known: tuple[str, ...] = ROW_SIGNALS,
+    noisy: bool = False,
+) -> tuple[str, ...]:
+    """The asked signals as a tuple, all ``known``. ``labelled``: the target holds classes, not probabilities."""
     names = (names,) if isinstance(names, str) else tuple(names)
     for name in names:
-        if name not in ROW_SIGNALS:
-            raise InputValueError(f"{function}: signals must be among {', '.join(ROW_SIGNALS)}; got {name!r}")
+        if name not in known:
+            raise InputValueError(f"{function}: signals must be among {', '.join(known)}; got {name!r}")
         if name in TARGET_SIGNALS and not with_target:
             raise InputValueError(f"{function}: signal '{name}' needs a target, got none")
         if name == "target_margin" and not labelled:
             raise InputValueError(f"{function}: signal 'target_margin' needs class indices, got class probabilities")
+        if name in NOISY_SIGNALS and not noisy:
+            raise InputValueError(f"{function}: signal '{name}' needs noise_std > 0, got 0.0")
     return names
 
 
@@ -303,6 +317,32 @@ def by_row(function: str, input: Tensor, argument: str, value: float | Tensor, d
         raise InputValueError(f"{function}: {argument} must not require grad: it is a constant here; detach it")
 
 
+def logit_noise(function: str, input: Tensor, noise: Noise, dim: int) -> None:
+    """Check the noise of a call; the values of a tensor are looked at on the CPU alone."""
+    std = noise.std
+    by_row(function, input, "noise_std", std, dim)
+    if isinstance(std, Tensor):
+        looked_at = std.device.type == "cpu" and not torch.compiler.is_compiling()
+        if looked_at and not bool(((std >= 0) & (std < math.inf)).all()):
+            raise InputValueError(f"{function}: noise_std must be finite and >= 0 in every row")
+    elif not 0.0 <= std < math.inf:
+        raise InputValueError(f"{function}: noise_std must be finite and >= 0, got {std}")
+    if isinstance(noise.draws, bool) or not isinstance(noise.draws, _INTS):
+        raise InputTypeError(f"{function}: noise_draws must be an int, got {type(noise.draws).__name__}")
+    if noise.draws < 1:
+        raise InputValueError(f"{function}: noise_draws must be >= 1, got {noise.draws}")
+    rows = input.shape[:dim] + input.shape[dim + 1 :]
+    if noise.row_id is None:
+        seed_of(function, noise.seed, "input", input)
+        return
+    tensor(function, "row_id", noise.row_id)
+    if noise.row_id.shape != rows:
+        expected = f"shape {tuple(rows)}, one number a row"
+        raise InputValueError(f"{function}: row_id must have {expected}, got {tuple(noise.row_id.shape)}")
+    same_device(function, input, "row_id", noise.row_id)
+    draws(function, noise.row_id.reshape(-1), noise.seed, 0)
+
+
 def draws(function: str, row_id: Tensor, seed: int | Tensor, step: int) -> None:
     """Check the arguments that say which random numbers are meant."""
     tensor(function, "row_id", row_id)
@@ -310,20 +350,25 @@ def draws(function: str, row_id: Tensor, seed: int | Tensor, step: int) -> None:
         raise InputTypeError(f"{function}: row_id must be int64, got {dtype_name(row_id.dtype)}")
     if row_id.dim() != 1:
         raise InputValueError(f"{function}: row_id must have shape (N,), got {tuple(row_id.shape)}")
+    seed_of(function, seed, "row_id", row_id)
+    if isinstance(step, bool) or not isinstance(step, _INTS):
+        raise InputTypeError(f"{function}: step must be an int, got {type(step).__name__}")
+    if step < 0:
+        raise InputValueError(f"{function}: step must be >= 0, got {step}")
+
+
+def seed_of(function: str, seed: int | Tensor, beside: str, other: Tensor) -> None:
+    """Check a seed, which as a tensor lies on the device of ``other``."""
     if isinstance(seed, Tensor):
         if seed.dtype != torch.int64:
             expected = "int64 where it is a tensor"
             raise InputTypeError(f"{function}: seed must be {expected}, got {dtype_name(seed.dtype)}")
         if seed.dim() != 0:
             raise InputValueError(f"{function}: seed must be 0-d where it is a tensor, got {tuple(seed.shape)}")
-        if seed.device != row_id.device:
-            expected = f"on row_id's device, {row_id.device}"
+        if seed.device != other.device:
+            expected = f"on {beside}'s device, {other.device}"
             raise InputValueError(f"{function}: seed must be {expected}, got {seed.device}")
     elif isinstance(seed, bool) or not isinstance(seed, _INTS):
         raise InputTypeError(f"{function}: seed must be an int or a 0-d int64 Tensor, got {type(seed).__name__}")
     elif not -(1 << 63) <= seed < 1 << 64:
         raise InputValueError(f"{function}: seed must have 64 bits, got {seed}")
-    if isinstance(step, bool) or not isinstance(step, _INTS):
-        raise InputTypeError(f"{function}: step must be an int, got {type(step).__name__}")
-    if step < 0:
-        raise InputValueError(f"{function}: step must be >= 0, got {step}")

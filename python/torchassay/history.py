@@ -10,7 +10,7 @@ from torch import Tensor
 from torchassay import checks, ops
 from torchassay.backends import choose, native
 from torchassay.philox import uniforms
-from torchassay.scores import ROW_SIGNALS
+from torchassay.scores import SIGNALS
 
 LARGEST = 1 << 20  # capacity
 BINS = 1 << 15  # float32 patterns of numbers >= 0 by their top 15 bits below the sign
@@ -68,8 +68,8 @@ class History:
         if capacity < 1 or (largest and capacity > largest):
             expected = f"in [1, {largest}], or at least 1 with bins=True" if largest else "at least 1"
             raise checks.InputValueError(f"History: capacity must be {expected}, got {capacity}")
-        if signal not in ROW_SIGNALS or signal == "prediction":
-            names = ", ".join(name for name in ROW_SIGNALS if name != "prediction")
+        if signal not in SIGNALS or signal == "prediction":
+            names = ", ".join(name for name in SIGNALS if name != "prediction")
             raise checks.InputValueError(f"History: signal must be one of {names}, got {signal!r}")
         if not 0.0 <= beta < float("inf"):
             raise checks.InputValueError(f"History: beta must be at least 0 and finite, got {beta}")

@@ -23,6 +23,7 @@ NOISY_SIGNALS = ("noisy_entropy", "predictive_entropy", "mutual_information")  #
 SIGNALS = ROW_SIGNALS + NOISY_SIGNALS
 TARGET_SIGNALS = ("loss", "grad_norm", "target_margin")
 BIT = {name: 1 << i for i, name in enumerate(SIGNALS)}
+ROW_BITS = sum(BIT[name] for name in ROW_SIGNALS)
 STATS = 1 << len(SIGNALS)  # the six numbers a row that the backward needs: ops/rows.py
 TARGET_BITS = BIT["loss"] | BIT["grad_norm"] | BIT["target_margin"]
 

@@ -3,10 +3,11 @@
 from torchassay.reference.cdf import cdf
 from torchassay.reference.draws import draw_scores
 from torchassay.reference.functional import cross_entropy, entropy, log_prob, log_prob_entropy, reduced, score
-from torchassay.reference.options import inverse_of, option_grads, option_scores
+from torchassay.reference.options import capped, inverse_of, option_grads, option_scores
 from torchassay.reference.rows import exp_difference, labels, row_grads, row_scores, scaled
 
 __all__ = [
+    "capped",
     "cdf",
     "cross_entropy",
     "draw_scores",
