@@ -64,7 +64,7 @@ def bench(card, race, record) -> gpu_cases.Bench:
     properties = torch.cuda.get_device_properties(DEVICE)
     return gpu_cases.Bench(
         device=DEVICE,
-        backends=[name for name in ("native", "triton") if not why_not(name, DEVICE, FP32, True)],
+        backends=[name for name in ("native", "triton") if not why_not(name, DEVICE, FP32)],
         race=race,
         record=record,
         read=bandwidth.best_read(card),
