@@ -135,24 +135,44 @@ def test_scores_come_out_of_and_go_into_compiled_code(fast_place):
     torch.testing.assert_close(consume(scores, mask), scores.loss.mean(1) + scores.entropy.mean())
 
 
-@pytest.mark.filterwarnings("ignore::torchassay.BackendFallback")
-@pytest.mark.parametrize("kind", ["weight", "smoothing", "probabilities"])
-def test_options_of_the_reference_compile(kind):
-    weight = torch.linspace(0.5, 2, 11)
-    options = {"weight": weight} if kind == "weight" else {"label_smoothing": 0.1} if kind == "smoothing" else {}
+OPTIONS = {
+    "weight": {"weight": torch.linspace(0.5, 2, 11)},
+    "smoothing": {"label_smoothing": 0.1},
+    "probabilities": {},
+    "temperature and z_loss": {"temperature": 0.7, "z_loss": 1e-3},
+    "softcap": {"softcap": 5.0},
+}
+
+
+@pytest.mark.parametrize("kind", OPTIONS)
+def test_options_compile(kind, fast_place):
+    options = {name: n.to(fast_place.device) if name == "weight" else n for name, n in OPTIONS[kind].items()}
 
     def function(x, y):
         target = x.detach().softmax(1).flip(1) if kind == "probabilities" else y
-        return ta.cross_entropy(x, target, signals=("loss", "grad_norm"), backend="reference", **options)
+        return ta.cross_entropy(x, target, signals=("loss", "grad_norm"), backend=fast_place.backend, **options)
 
-    place = type("", (), {"device": "cpu"})
     compiled = torch.compile(function, backend="aot_eager", fullgraph=True, dynamic=True)
     for rows in (5, 8):
-        x, y = example(rows, place)
+        x, y = example(rows, fast_place)
         result, expected = differentiate(compiled, x, y), differentiate(function, x, y)
         for ours, eager in zip(result[1], expected[1], strict=True):
             torch.testing.assert_close(ours, eager, rtol=1e-6, atol=0)
         torch.testing.assert_close(result[2], expected[2], rtol=1e-5, atol=1e-7)
+
+
+def test_a_temperature_a_row_and_noise_compile(fast_place):
+    def function(x, y, T, seed):
+        log_prob, entropy = ta.log_prob_entropy(x, y, temperature=T, backend=fast_place.backend)
+        noisy = ta.score(x, noise_std=T, noise_draws=2, seed=seed, signals="noisy_entropy", backend=fast_place.backend)
+        return log_prob, entropy, noisy.noisy_entropy
+
+    compiled = torch.compile(function, backend="aot_eager", fullgraph=True, dynamic=True)
+    for rows in (5, 8):
+        x, y = example(rows, fast_place)
+        T, seed = torch.linspace(0.5, 1.5, rows, device=x.device), torch.tensor(rows, device=x.device)
+        for ours, eager in zip(compiled(x, y, T, seed), function(x, y, T, seed), strict=True):
+            torch.testing.assert_close(ours, eager, rtol=1e-6, atol=0)
 
 
 def test_a_training_step_under_autocast_compiles(fast_place):
