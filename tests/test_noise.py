@@ -217,9 +217,6 @@ def test_a_sample_depends_on_its_position_not_on_its_batch(kind):
     torch.testing.assert_close(last, whole, rtol=1e-6, atol=1e-6)
 
 
-# ---- gradients and modes
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_gradient_is_that_of_constant_noise(kind):
     model, x = network().eval(), features((5, 6))
