@@ -171,7 +171,7 @@ LAYOUTS = {  # of a base [T, N, C]: the view, draws_dim, dim
     "draws between": (lambda x: x.transpose(0, 1), 1, 2),
     "a copy with draws last": (lambda x: x.permute(1, 2, 0).contiguous(), 2, 1),
     "a copy with draws last and classes first": (lambda x: x.permute(2, 1, 0).contiguous(), -1, -3),
-    "images": (lambda x: x.unflatten(1, (2, 3)).permute(1, 0, 3, 2).contiguous(), 1, 2),
+    "images": (lambda x: x.unflatten(1, (2, -1)).permute(1, 0, 3, 2).contiguous(), 1, 2),
     "every other row": (lambda x: x.repeat_interleave(2, 1)[:, ::2], 0, -1),
     "every other class": (lambda x: x.repeat_interleave(2, 2)[..., ::2], 0, -1),
     "members far apart": (lambda x: x.repeat_interleave(3, 0)[::3], 0, -1),
@@ -181,8 +181,9 @@ LAYOUTS = {  # of a base [T, N, C]: the view, draws_dim, dim
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_members_in_any_dimension(layout, place):
-    x, y = ensemble(torch.float32, 4)
-    x, y = x[:, 6:12].to(place.device), y[6:12].to(place.device)
+    x, y = ensemble(torch.float32, 4, 45)
+    some = slice(6, 8 if place.slow else 12)
+    x, y = x[:, some].to(place.device), y[some].to(place.device)
     expected = ta.ensemble_score(x, y, signals=ALL, backend=place.backend)
     view, draws_dim, dim = LAYOUTS[layout]
     given = view(x)
@@ -193,7 +194,10 @@ def test_members_in_any_dimension(layout, place):
     for name in ALL:
         value = getattr(found, name)
         assert value.shape == rows
-        torch.testing.assert_close(value.reshape(-1), getattr(expected, name), rtol=2e-6, atol=1e-7, msg=name)
+        if name in OF_THE_MEAN or place.backend != "reference":
+            assert torch.equal(value.reshape(-1), getattr(expected, name)), name
+        else:  # it may add a row up in another order in another layout
+            torch.testing.assert_close(value.reshape(-1), getattr(expected, name), rtol=2e-6, atol=1e-7, msg=name)
 
 
 def test_a_single_row_and_no_rows(place):
@@ -244,7 +248,7 @@ def test_a_poisoned_draw_poisons_its_row_alone(bad, place):
 def test_a_row_does_not_depend_on_its_batch(place):
     """Bit by bit: alone, in parts and in another order."""
     x, y = ensemble(torch.float32, 6)
-    at = place.some(y)
+    at = place.some(y, 3)
     x, y = x[:, at].to(place.device), y[at].to(place.device)
 
     def bits(x, y):
