@@ -20,11 +20,11 @@ STD = {"gaussian": 0.1, "uniform": 0.3, "clipped": 0.1}  # the kinds, and the de
 
 
 class FeatureNoise:
-    """Within this context the named layers of a model give noisy features; `ensemble_score` of several forwards then
-    tells how sure the model is of each sample.
+    """A context in which named layers of a model give noisy features.
 
-    MoMBS (arXiv 2505.18741) puts noise on feature maps for its uncertainty, but does not say where, of which kind or
-    how much; the kinds and their sizes here are those of comparable methods.
+    `ensemble_score` of several forwards then tells how sure the model is of each sample. MoMBS (arXiv 2505.18741) takes
+    its uncertainty from noise on feature maps; the part of its code that makes the noise is not published, so where it
+    goes is yours to say, and the kinds and their default sizes are our choice.
 
     Args:
         model: a module, in any mode, which stays as it is.
