@@ -2,9 +2,11 @@
 
 from torchassay import reference
 from torchassay.backends import BackendFallback, backends
+from torchassay.ensemble import ensemble_score
 from torchassay.functional import cross_entropy, entropy, explain, log_prob, log_prob_entropy, score
 from torchassay.history import History
 from torchassay.modules import CrossEntropyLoss, Scorer
+from torchassay.noise import FeatureNoise
 from torchassay.scores import SIGNALS, Scores
 
 __version__ = "0.1.0"
@@ -13,11 +15,13 @@ __all__ = [
     "SIGNALS",
     "BackendFallback",
     "CrossEntropyLoss",
+    "FeatureNoise",
     "History",
     "Scorer",
     "Scores",
     "backends",
     "cross_entropy",
+    "ensemble_score",
     "entropy",
     "explain",
     "log_prob",

@@ -77,7 +77,7 @@ def score(
     upper bound of Katharopoulos and Fleuret (2018, eq. 20) for the last layer; margin = p_1st - p_2nd; target_margin =
     p_y - the largest other p; lse, confidence = max p, least_confidence = 1 - max p, prediction = argmax. Of the noisy
     copies: noisy_entropy = the mean of their entropies; predictive_entropy = the entropy of their mean softmax;
-    mutual_information = what it exceeds that mean by (BALD, Houlsby et al. 2011, eq. 2).
+    mutual_information = what it exceeds that mean by (BALD, Houlsby et al. 2011).
 
     Example:
         >>> import torch, torchassay as ta

@@ -2,6 +2,7 @@
 
 from torchassay.reference.cdf import cdf
 from torchassay.reference.draws import draw_scores
+from torchassay.reference.ensemble import ensemble_score, mean_log_probs
 from torchassay.reference.functional import cross_entropy, entropy, log_prob, log_prob_entropy, reduced, score
 from torchassay.reference.options import capped, inverse_of, option_grads, option_scores
 from torchassay.reference.rows import exp_difference, labels, row_grads, row_scores, scaled
@@ -11,12 +12,14 @@ __all__ = [
     "cdf",
     "cross_entropy",
     "draw_scores",
+    "ensemble_score",
     "entropy",
     "exp_difference",
     "inverse_of",
     "labels",
     "log_prob",
     "log_prob_entropy",
+    "mean_log_probs",
     "option_grads",
     "option_scores",
     "reduced",
