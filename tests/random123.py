@@ -1,5 +1,6 @@
 """Philox4x32-10 in Python's integers, and the words that its authors publish (Random123, kat_vectors)."""
 
+import numpy as np
 import torch
 
 VECTORS = {  # counter and key, lowest word first -> words
@@ -42,3 +43,21 @@ def place(counter, key) -> tuple[int, int, int, int, int]:
 def uniforms(rows, seed: int, step: int) -> torch.Tensor:
     """What decides on picks: the top 24 bits of the first word."""
     return torch.tensor([(words(seed, PICKS, row, step, 0)[0] >> 8) / 2**24 for row in rows])
+
+
+def column_words(seed: int, tag: int, row: int, draw: int, columns: int) -> np.ndarray:
+    """The words that columns 0, 1, ... of a draw take theirs from: uint64 [columns]."""
+    blocks = np.arange(-(-columns // 32) * 8, dtype=np.uint64)
+    by_block = np.stack([word + np.zeros_like(blocks) for word in words(seed, tag, row, draw, blocks)])
+    j = np.arange(columns)
+    return by_block[j // 8 % 4, j // 32 * 8 + j % 8]
+
+
+def normals(seed: int, tag: int, row: int, draw: int, columns: int) -> np.ndarray:
+    """The normals of columns 0, 1, ... in float64: cosine and sine of a pair of words."""
+    j, whole = np.arange(columns), -(-columns // 32) * 32
+    pairs = column_words(seed, tag, row, draw, whole).reshape(-1, 2, 2, 8)  # 32 columns, pair, word, column
+    even, odd = pairs[:, :, 0], pairs[:, :, 1].astype(np.uint32).view(np.int32)
+    radius = np.sqrt(-2 * np.log(((even >> 9) + 0.5) / 2**23))
+    angle = 2 * np.pi * odd / 2**32
+    return np.stack([radius * np.cos(angle), radius * np.sin(angle)], 2).reshape(-1)[j]
