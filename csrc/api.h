@@ -59,8 +59,8 @@ struct Seed {
 // out[i], float32 in [0, 1), decides whether the row with this id is picked in a step: csrc/philox.h.
 void uniforms(const int64_t* row_id, int64_t count, const Seed& seed, uint32_t step, float* out);
 
-// The random numbers of the first `columns` columns of a draw of each row, into out [rows, columns]: normals, or uniforms
-// in [0, 1). `purpose` as in csrc/philox.h.
+// The random numbers of the first `columns` columns of a draw of each row, into out [rows, columns]: normals, or
+// uniforms in [0, 1). `purpose` as in csrc/philox.h.
 void normals(const int64_t* row_id, int64_t rows, const Seed& seed, int purpose, uint32_t draw, int64_t columns,
              bool uniform, float* out, int threads);
 
@@ -74,7 +74,8 @@ struct Number {
 enum DrawSlot : int { kNoisyEntropy, kPredictiveEntropy, kMutualInformation, kDrawSlots };
 
 // Several draws of every row: noisy copies ((x_j - top) + std eps_j) scale, where top is the row's largest logit
-// (float32; double for float64 rows), or where top is null the members of an ensemble, which lie `stride` elements apart.
+// (float32; double for float64 rows), or where top is null the members of an ensemble, which lie `stride` elements
+// apart.
 struct Draws {
     int64_t count;
     int64_t stride;

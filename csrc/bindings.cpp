@@ -45,6 +45,36 @@ void draw(uintptr_t row_id, int64_t count, uintptr_t seed_data, int64_t seed, ui
              {static_cast<const int64_t*>(pointer(seed_data)), seed}, step, reinterpret_cast<float*>(out));
 }
 
+void numbers(uintptr_t row_id, int64_t rows, uintptr_t seed_data, int64_t seed, int purpose, uint32_t draw,
+             int64_t columns, bool uniform, uintptr_t out, int threads) {
+    py::gil_scoped_release release;
+    normals(static_cast<const int64_t*>(pointer(row_id)), rows, {static_cast<const int64_t*>(pointer(seed_data)), seed},
+            purpose, draw, columns, uniform, reinterpret_cast<float*>(out), threads);
+}
+
+std::array<void*, kDrawSlots> draw_slots_of(const py::sequence& out) {
+    std::array<void*, kDrawSlots> slots;
+    for (int i = 0; i < kDrawSlots; ++i) slots[i] = reinterpret_cast<void*>(out[i].cast<uintptr_t>());
+    return slots;
+}
+
+void several(uintptr_t data, int dtype, int64_t outer, int64_t inner, int64_t classes, int64_t outer_stride,
+             int64_t inner_stride, int64_t count, int64_t stride, uintptr_t top, uintptr_t std_data, double std,
+             uintptr_t scale_data, double scale, uintptr_t row_id, uintptr_t seed_data, int64_t seed,
+             const py::sequence& out, int threads) {
+    const Rows rows{pointer(data), Dtype(dtype), outer, inner, classes, outer_stride, inner_stride};
+    const Draws draws{count,
+                      stride,
+                      pointer(top),
+                      {pointer(std_data), std},
+                      {pointer(scale_data), scale},
+                      static_cast<const int64_t*>(pointer(row_id)),
+                      {static_cast<const int64_t*>(pointer(seed_data)), seed}};
+    const auto slots = draw_slots_of(out);
+    py::gil_scoped_release release;
+    draw_scores(rows, draws, slots.data(), threads);
+}
+
 Window window_of(uintptr_t data, int64_t capacity, uintptr_t total) {
     return {static_cast<const float*>(pointer(data)), capacity, static_cast<const int64_t*>(pointer(total))};
 }
@@ -146,6 +176,8 @@ PYBIND11_MODULE(_native, module, py::mod_gil_not_used()) {
     module.def("row_scores", &scores);
     module.def("row_grads", &grads);
     module.def("uniforms", &draw);
+    module.def("normals", &numbers);
+    module.def("draw_scores", &several);
     module.def("cdf", &share);
     module.def("select_probability", &chance);
 #ifdef TORCHASSAY_CUDA

@@ -32,6 +32,8 @@ using F32 = float __attribute__((vector_size(kBytes)));
 using F64 = double __attribute__((vector_size(kBytes)));
 using I32 = int32_t __attribute__((vector_size(kBytes)));
 using I64 = int64_t __attribute__((vector_size(kBytes)));
+using U32 = uint32_t __attribute__((vector_size(kBytes)));
+using U64 = uint64_t __attribute__((vector_size(kBytes)));
 
 struct Bfloat16 {
     uint16_t bits;

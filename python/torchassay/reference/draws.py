@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from torchassay.philox import Purpose, Word, normals
-from torchassay.reference.rows import State, row_sum, rows_of, state
+from torchassay.reference.rows import row_sum, rows_of, state
 from torchassay.scores import BIT, NOISY_SIGNALS
 
 
@@ -48,34 +48,19 @@ def draw_scores(
             return members[t]
         return (x + std * normals(row_id, seed, Purpose.LOGIT_NOISE, t, classes).to(x.dtype)) * scale
 
-    total, mean, k = 0, 0, None
+    total, mean = 0, 0
     for t in range(draws):
         y = draw(t)
         s = state(y)
-        k = s.k if k is None else k
-        total = total + _entropy(s)
-        mean = mean + _probabilities(y, s)
-    found = {"noisy_entropy": total / draws, "predictive_entropy": _mixture_entropy(mean / draws, k)}
+        total = total + torch.log1p(s.r) + s.z * (s.T + s.g.clamp(max=1000) * s.R) * s.c
+        mean = mean + torch.exp(y - s.m.unsqueeze(-1)) * s.c.unsqueeze(-1)
+    found = {"noisy_entropy": total / draws, "predictive_entropy": _entropy(mean / draws)}
     found["mutual_information"] = (found["predictive_entropy"] - found["noisy_entropy"]).clamp(min=0)
     return [found[name].reshape(shape) for name in NOISY_SIGNALS if signals & BIT[name]]
 
 
-def _entropy(s: State) -> Tensor:
-    return torch.log1p(s.r) + s.z * (s.T + s.g.clamp(max=1000) * s.R) * s.c
-
-
-def _probabilities(y: Tensor, s: State) -> Tensor:
-    d = y - s.m.unsqueeze(-1)  # NaN throughout a poisoned row
-    return torch.exp(d) * s.c.unsqueeze(-1)
-
-
-def _mixture_entropy(
-    p: Tensor,  # [N, C]
-    k: Tensor,  # [N]: the top class of one draw, which is the mixture's where the mixture is confident
-) -> Tensor:
-    """The entropy of the mean; -p_k ln p_k from the rest, 1 - p_k, where p_k is near 1."""
-    k = k.unsqueeze(-1)
-    p_k, rest = p.gather(-1, k).squeeze(-1), p.scatter(-1, k, 0)
-    s = row_sum(rest)
-    at_k = torch.where(s < 0.5, -(1 - s) * torch.log1p(-s), -torch.xlogy(p_k, p_k))
-    return at_k - row_sum(torch.xlogy(rest, rest))
+def _entropy(p: Tensor) -> Tensor:  # [N, C]
+    """Of the top class from the others' sum s: -p_k ln p_k = p_k log1p(s / p_k), where 1 - p_k would lose it."""
+    p_k, k = p.max(-1)
+    rest = p.scatter(-1, k.unsqueeze(-1), 0)
+    return p_k * torch.log1p(row_sum(rest) / p_k) - row_sum(torch.xlogy(rest, rest))
