@@ -1,4 +1,4 @@
-"""Philox4x32-10 in Python's integers, and the words that its authors publish (Random123, kat_vectors)."""
+"""Philox4x32-10 in Python's integers or NumPy's uint64, and the words its authors publish (Random123, kat_vectors)."""
 
 import numpy as np
 import torch
@@ -33,6 +33,26 @@ def words(seed: int, tag: int, row: int, draw: int, n: int) -> tuple[int, int, i
     return philox4x32(counter, (seed % 2**32, seed // 2**32 % 2**32))
 
 
+def own_words(seed: int, tag: int, row: int, draw: int, columns: int) -> list[np.ndarray]:
+    """The four words of the block that serves each column, and the number of the column's own among them."""
+    j = np.arange(columns, dtype=np.uint64)
+    return [*words(seed, tag, row, draw, j // 32 * 8 + j % 8), j // 8 % 4]
+
+
+def normals(seed: int, tag: int, row: int, draw: int, columns: int) -> np.ndarray:
+    """Box and Muller's normals of a row's columns, float64."""
+    w0, w1, w2, w3, q = own_words(seed, tag, row, draw, columns)
+    even, odd = np.where(q < 2, w0, w2), np.where(q < 2, w1, w3)
+    angle = 2 * np.pi * odd.astype(np.uint32).view(np.int32) / 2**32
+    radius = np.sqrt(-2 * np.log(((even >> 9) + 0.5) / 2**23))
+    return radius * np.where(q % 2 == 0, np.cos(angle), np.sin(angle))
+
+
+def column_uniforms(seed: int, tag: int, row: int, draw: int, columns: int) -> np.ndarray:
+    *four, q = own_words(seed, tag, row, draw, columns)
+    return (np.choose(q.astype(np.int64), four) >> 8) / 2**24
+
+
 def place(counter, key) -> tuple[int, int, int, int, int]:
     """(seed, tag, row, draw, n) with this counter and key; seed as a signed int64."""
     n, draw, low, high = counter
@@ -43,21 +63,3 @@ def place(counter, key) -> tuple[int, int, int, int, int]:
 def uniforms(rows, seed: int, step: int) -> torch.Tensor:
     """What decides on picks: the top 24 bits of the first word."""
     return torch.tensor([(words(seed, PICKS, row, step, 0)[0] >> 8) / 2**24 for row in rows])
-
-
-def column_words(seed: int, tag: int, row: int, draw: int, columns: int) -> np.ndarray:
-    """The words that columns 0, 1, ... of a draw take theirs from: uint64 [columns]."""
-    blocks = np.arange(-(-columns // 32) * 8, dtype=np.uint64)
-    by_block = np.stack([word + np.zeros_like(blocks) for word in words(seed, tag, row, draw, blocks)])
-    j = np.arange(columns)
-    return by_block[j // 8 % 4, j // 32 * 8 + j % 8]
-
-
-def normals(seed: int, tag: int, row: int, draw: int, columns: int) -> np.ndarray:
-    """The normals of columns 0, 1, ... in float64: cosine and sine of a pair of words."""
-    j, whole = np.arange(columns), -(-columns // 32) * 32
-    pairs = column_words(seed, tag, row, draw, whole).reshape(-1, 2, 2, 8)  # 32 columns, pair, word, column
-    even, odd = pairs[:, :, 0], pairs[:, :, 1].astype(np.uint32).view(np.int32)
-    radius = np.sqrt(-2 * np.log(((even >> 9) + 0.5) / 2**23))
-    angle = 2 * np.pi * odd / 2**32
-    return np.stack([radius * np.cos(angle), radius * np.sin(angle)], 2).reshape(-1)[j]

@@ -61,8 +61,8 @@ def test_numbers_of_columns(seed, columns, run):
     """Of every tag, the columns before and after each seam of the blocks and of the threads."""
     for tag, step in ((0, 0), (1, 2**32 - 1)):
         given = [2**33 + 7, -3, *range(5)], seed, step, tag
-        words = np.stack([random123.column_words(seed, tag, row, step, columns) for row in given[0]])
-        assert torch.equal(run(*given, columns=columns)[2], torch.from_numpy((words >> 8) / 2**24).float())
+        uniforms = np.stack([random123.column_uniforms(seed, tag, row, step, columns) for row in given[0]])
+        assert torch.equal(run(*given, columns=columns)[2], torch.from_numpy(uniforms).float())
         normals = run(*given, columns=columns, uniform=False, by_address=True)[2]
         exact = np.stack([random123.normals(seed, tag, row, step, columns) for row in given[0]])
         assert np.abs(normals.numpy() - exact).max() <= 1e-6
