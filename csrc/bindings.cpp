@@ -129,6 +129,38 @@ void cuda_draw(uintptr_t row_id, int64_t count, uintptr_t seed_data, int64_t see
                    {device, reinterpret_cast<void*>(stream)});
 }
 
+void cuda_numbers(uintptr_t row_id, int64_t rows, uintptr_t seed_data, int64_t seed, int purpose, uint32_t draw,
+                  int64_t columns, bool uniform, uintptr_t out, int device, uintptr_t stream) {
+    py::gil_scoped_release release;
+    cuda::normals(static_cast<const int64_t*>(pointer(row_id)), rows,
+                  {static_cast<const int64_t*>(pointer(seed_data)), seed}, purpose, draw, columns, uniform,
+                  reinterpret_cast<float*>(out), {device, reinterpret_cast<void*>(stream)});
+}
+
+int64_t cuda_draws_workspace(int dtype, int64_t rows, int64_t classes, int64_t draws, int device) {
+    return cuda::draw_scores_workspace(Rows{nullptr, Dtype(dtype), 1, rows, classes, 0, classes},
+                                       Draws{draws, 0, nullptr, {}, {}, nullptr, {}}, device);
+}
+
+void cuda_draws(uintptr_t data, int dtype, int64_t outer, int64_t inner, int64_t classes, int64_t outer_stride,
+                int64_t inner_stride, int64_t count, int64_t stride, uintptr_t top, uintptr_t std, double std_number,
+                uintptr_t scale, double scale_number, uintptr_t row_id, uintptr_t seed_data, int64_t seed,
+                const py::sequence& out, uintptr_t workspace, int device, uintptr_t stream) {
+    const Rows rows{pointer(data), Dtype(dtype), outer, inner, classes, outer_stride, inner_stride};
+    const Draws draws{count,
+                      stride,
+                      pointer(top),
+                      {pointer(std), std_number},
+                      {pointer(scale), scale_number},
+                      static_cast<const int64_t*>(pointer(row_id)),
+                      {static_cast<const int64_t*>(pointer(seed_data)), seed}};
+    void* slots[kDrawSlots];
+    for (int i = 0; i < kDrawSlots; ++i) slots[i] = reinterpret_cast<void*>(out[i].cast<uintptr_t>());
+    py::gil_scoped_release release;
+    cuda::draw_scores(rows, draws, slots, reinterpret_cast<void*>(workspace),
+                      {device, reinterpret_cast<void*>(stream)});
+}
+
 void cuda_share(uintptr_t window, int64_t capacity, uintptr_t total, uintptr_t values, int64_t stride, int64_t count,
                 bool midrank, uintptr_t out, int device, uintptr_t stream) {
     py::gil_scoped_release release;
@@ -153,6 +185,9 @@ PYBIND11_MODULE(_native, module, py::mod_gil_not_used()) {
     module.def("cuda_row_scores", &cuda_scores);
     module.def("cuda_row_grads", &cuda_grads);
     module.def("cuda_uniforms", &cuda_draw);
+    module.def("cuda_normals", &cuda_numbers);
+    module.def("cuda_draw_scores", &cuda_draws);
+    module.def("cuda_draw_scores_workspace", &cuda_draws_workspace);
     module.def("cuda_cdf", &cuda_share);
     module.def("cuda_row_scores_workspace", &cuda_workspace);
 #else

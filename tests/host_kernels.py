@@ -1,4 +1,4 @@
-"""The CUDA kernels on tensors in CPU memory, run by the programs of run_kernels.cpp and run_cdf.cpp."""
+"""The CUDA kernels on tensors in CPU memory, run by the programs of run_kernels.cpp, run_draws.cpp and run_cdf.cpp."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from torchassay.ops.memory import layout
-from torchassay.scores import ROW_SIGNALS
+from torchassay.scores import NOISY_SIGNALS, ROW_SIGNALS
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 2, torch.float16: 3}  # csrc/api.h, enum Dtype
 SLOTS = (*ROW_SIGNALS, "stats")
@@ -67,6 +67,33 @@ class Kernels(NamedTuple):
         return _run(self.program, request)
 
 
+class Draws(NamedTuple):
+    """The kernels that score several draws."""
+
+    program: Path
+
+    def __call__(
+        self,
+        input: Tensor,  # [..., C], or members of an ensemble [T, ..., C]
+        top: Tensor | None = None,  # [N] float32; None: an ensemble
+        draws: int = 1,  # of an ensemble, its members
+        std: Tensor | float = 0.0,  # [N] float32, or for all
+        scale: Tensor | float = 1.0,
+        row_id: Tensor | None = None,
+        seed: int = 0,
+        seed_by_address: bool = False,
+        names: tuple[str, ...] = NOISY_SIGNALS,
+    ) -> dict[str, Tensor]:
+        """Signals by name, each [N]."""
+        rows, stride = (input, 0) if top is not None else (input[0], input.stride(0))
+        asked = sum(1 << i for i, name in enumerate(NOISY_SIGNALS) if name in names)
+        request = _numbers(asked) + _rows(rows) + _numbers(draws if top is not None else len(input), stride)
+        request += _optional(top) + _number_or_tensor(std) + _number_or_tensor(scale) + _optional(row_id)
+        found = _run(self.program, request + _numbers(seed_by_address, seed))
+        table = torch.frombuffer(found, dtype=torch.float32).reshape(len(names), -1)
+        return dict(zip([name for name in NOISY_SIGNALS if name in names], table, strict=True))
+
+
 class Cdf(NamedTuple):
     """The kernel that counts what lies below values."""
 
@@ -97,6 +124,15 @@ def _bytes(tensor: Tensor) -> bytes:
     """The storage from the tensor's first element on, and its length before it."""
     storage = _storage(tensor)[tensor.storage_offset() * tensor.itemsize :]
     return _numbers(len(storage)) + storage
+
+
+def _optional(tensor: Tensor | None) -> bytes:
+    return _numbers(0) if tensor is None else _bytes(tensor)
+
+
+def _number_or_tensor(number: Tensor | float) -> bytes:
+    tensor, value = (number, 0.0) if isinstance(number, Tensor) else (None, number)
+    return _optional(tensor) + struct.pack("=d", value)
 
 
 def _rows(input: Tensor) -> bytes:

@@ -25,13 +25,24 @@ COLUMNS = (
     *("registers", "local", "shared", "wide loads", "instructions", "an element", "C = 100"),
 )
 KEY = 5  # columns that name a row
-KERNELS = "short_rows", "long_rows", "row_spans", "finish_rows", "grad_vectors", "cdf_values", "row_uniforms"
-DTYPES = {"NS_7Float16E": "fp16", "NS_8Bfloat16E": "bf16", "f": "fp32", None: ""}
-UNITS = {"16": "16", "8": "8", "0": "anywhere", None: ""}
-MANGLED = re.compile(  # of a template's instance: dtype, unit, lanes, any of them; or of a function
-    r"_ZN10torchassayL?\d+([a-z_]+)(?:I(f|NS_\d+\w+?E)?(?:LNS_4UnitE(\d+)E)?(?:Li(\d+)E)?E)?E"
+KERNELS = (
+    *("short_rows", "long_rows", "row_spans", "finish_rows", "grad_vectors", "draw_states", "draw_mixtures"),
+    *("mean_entropies", "cdf_values", "row_uniforms", "column_numbers"),
 )
+DTYPES = {"NS_7Float16E": "fp16", "NS_8Bfloat16E": "bf16", "f": "fp32", None: ""}
+UNITS = {"NS_4UnitE16": "16", "NS_4UnitE8": "8", "NS_4UnitE0": "anywhere", "b1": "noise", "b0": "ensemble", None: ""}
+MANGLED = re.compile(  # of a template's instance: dtype, unit, lanes, any of them; or of a function
+    r"_ZN10torchassayL?\d+([a-z_]+)(?:I(f|NS_\d+\w+?E)?(?:L(NS_4UnitE\d+|b[01])E)?(?:Li(\d+)E)?E)?E"
+)
+LANES = {
+    "short_rows": "1-32",
+    "row_spans": "256",
+    "finish_rows": "256",
+    "draw_states": "8-256",
+    "draw_mixtures": "8-256",
+}
 COLUMNS_OF_LANE = 32
+COLUMNS_OF_BLOCK = 4
 SHORT_ROWS = {"an element": (1000, 32), "C = 100": (100, 4)}  # columns, and lanes that share such a row
 
 
@@ -41,8 +52,7 @@ def named(mangled: str) -> dict[str, str]:
     if not match or match[1] not in KERNELS or match[2] not in DTYPES or match[3] not in UNITS:
         raise ValueError(f"not a kernel of ours: {mangled}")
     kernel, dtype, unit, lanes = match.groups()
-    lanes = lanes or {"short_rows": "1-32", "row_spans": "256", "finish_rows": "256"}.get(kernel, "")
-    return {"kernel": kernel, "dtype": DTYPES[dtype], "unit": UNITS[unit], "lanes": lanes}
+    return {"kernel": kernel, "dtype": DTYPES[dtype], "unit": UNITS[unit], "lanes": lanes or LANES.get(kernel, "")}
 
 
 def rank(line: str) -> tuple[int, ...]:
@@ -88,7 +98,7 @@ def straight(flow: sass.Flow, exp2: int) -> float:
 
 
 def in_vectors(flow: sass.Flow, head: int, exp2: int) -> float:
-    """The same for a loop over vectors of one row."""
+    """The same for a loop over vectors of one row, or over its blocks of columns."""
     ways = sass.passes(flow, flow.loops[head], head, lambda line: rank(line)[:2])
     return of_exponentials(ways, exp2).instructions / exp2
 
@@ -110,6 +120,9 @@ def figures_of(kernel: sass.Kernel) -> dict:
         found["an element"] = straight(flow, 4 * vector)
     elif names["kernel"] == "grad_vectors":
         found["an element"] = in_vectors(flow, hot, vector)
+    elif names["kernel"] in ("draw_states", "draw_mixtures"):
+        inner = [head for head, body in flow.loops.items() if not any(other < body for other in flow.loops.values())]
+        found["an element"] = in_vectors(flow, max(inner, key=exp2.get), COLUMNS_OF_BLOCK)
     return names | {
         "target": kernel.target,
         "registers": kernel.registers,
@@ -151,8 +164,9 @@ def table(release: str, rows: list[dict]) -> str:
         "columns (32 lanes, five levels of every reduction, 1000 of 1024 columns useful) and of 100 (the last column:",
         "4 lanes, two levels, 100 of 128), without the prediction, and without the finish of up to 32 rows at its end.",
         "In `row_spans` the whole kernel. In `grad_vectors` the loop over vectors, for one that is in the same row as",
-        "the one before and does not hold the target. Not counted for `finish_rows`, which merges, nor for the",
-        "kernels that read no logits.",
+        "the one before and does not hold the target. In `draw_states` the loop over blocks of four columns, in",
+        "`draw_mixtures` the one over the draws of a block: for one draw; their `unit` is whether they make noise. Not",
+        "counted for `finish_rows`, which merges, nor for the kernels that read no logits.",
         "",
         "| " + " | ".join(COLUMNS) + " |",
         "|" + "---|" * len(COLUMNS),

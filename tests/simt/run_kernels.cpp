@@ -1,7 +1,6 @@
 // Runs one call of the CUDA kernels under the host shim: a request on standard input, the outputs on standard output.
 //
-// Threads and blocks are taken in ascending, then in descending order, which must give the same bits. Every buffer
-// begins and ends on 16 bytes, as device memory does, and AddressSanitizer sees what lies beyond.
+// Threads and blocks are taken in ascending, then in descending order, which must give the same bits.
 #include <vector>
 
 #include "request.h"
@@ -11,38 +10,6 @@
 using namespace torchassay;
 
 namespace {
-
-class Buffer {
-public:
-    explicit Buffer(int64_t bytes) : bytes_(bytes), data_(std::aligned_alloc(16, (bytes + 15) / 16 * 16)) {}
-    ~Buffer() { std::free(data_); }
-    Buffer(const Buffer&) = delete;
-    Buffer& operator=(const Buffer&) = delete;
-
-    // The next bytes of the request, so many that a number says how many.
-    static void* read(std::vector<Buffer*>& kept) {
-        const int64_t bytes = number();
-        if (bytes == 0) return nullptr;
-        auto* buffer = new Buffer(bytes);
-        kept.push_back(buffer);
-        read_bytes(buffer->data_, bytes);
-        return buffer->data_;
-    }
-    void* poisoned() {
-        std::memset(data_, 0xa5, bytes_);
-        return data_;
-    }
-    bool holds(const std::vector<char>& bytes) const { return std::memcmp(data_, bytes.data(), bytes_) == 0; }
-    std::vector<char> copy() const {
-        const auto* begin = static_cast<const char*>(data_);
-        return {begin, begin + bytes_};
-    }
-    void write() const { std::fwrite(data_, 1, bytes_, stdout); }
-
-private:
-    int64_t bytes_;
-    void* data_;
-};
 
 template <class In>
 void scores(const Rows& rows, const Targets& targets, void* const out[kSlots], int multiprocessors, bool descending) {
@@ -67,12 +34,7 @@ void grads(const Rows& rows, const Targets& targets, const void* stats, const Up
 int main() {
     std::vector<Buffer*> kept;
     const int64_t asked = number(), multiprocessors = number();  // asked: a bit for every slot, 0 for the gradient
-    Rows rows{};
-    rows.dtype = Dtype(number());
-    rows.outer = number(), rows.inner = number(), rows.classes = number();
-    rows.outer_stride = number(), rows.inner_stride = number();
-    const int64_t offset = number();
-    rows.data = static_cast<const char*>(Buffer::read(kept)) + offset;
+    const Rows rows = rows_of_request(kept);
     Targets targets{};
     targets.wide = number(), targets.ignore_index = number(), targets.data = Buffer::read(kept);
 
