@@ -1,8 +1,8 @@
 // The CPU kernels as one table for each instruction set.
 //
-// row_scores.cpp and row_grads.cpp are compiled several times, with TORCHASSAY_ISA naming the instruction set and the
-// compiler's flags allowing it; launch.cpp takes the best table this machine can run. Unlike ifunc clones this lets a
-// test run every variant on one machine.
+// row_scores.cpp, row_grads.cpp and head_scores.cpp are compiled several times, with TORCHASSAY_ISA naming the
+// instruction set and the compiler's flags allowing it; launch.cpp takes the best table this machine can run. Unlike
+// ifunc clones this lets a test run every variant on one machine.
 #pragma once
 #include <atomic>
 
@@ -43,6 +43,7 @@ struct Kernels {
     void (*score_segment)(const ScoreJob&, int64_t row, int64_t segment, Segment* out);
     void (*score_states)(ScoreJob&, int64_t begin, int64_t end, const Segment* states);  // [N, segments]
     void (*grad_columns)(const GradJob&, int64_t row, int64_t begin, int64_t end);
+    void (*score_heads)(const HeadTask&, int64_t begin, int64_t end);
 };
 
 // Walks over rows: one division to begin with, none for each row.

@@ -9,15 +9,16 @@
 
 namespace torchassay {
 
-#define TORCHASSAY_DECLARE(isa)                                                               \
-    namespace isa {                                                                           \
-    extern const int kLanes;                                                                  \
-    void score_rows_any(ScoreJob&, int64_t begin, int64_t end);                               \
-    void score_segment_any(const ScoreJob&, int64_t row, int64_t segment, Segment* out);      \
-    void score_states_any(ScoreJob&, int64_t begin, int64_t end, const Segment* states);      \
-    void grad_columns_any(const GradJob&, int64_t row, int64_t begin, int64_t end);           \
-    static const Kernels kernels = {                                                          \
-        #isa, kLanes, score_rows_any, score_segment_any, score_states_any, grad_columns_any}; \
+#define TORCHASSAY_DECLARE(isa)                                                                                \
+    namespace isa {                                                                                            \
+    extern const int kLanes;                                                                                   \
+    void score_rows_any(ScoreJob&, int64_t begin, int64_t end);                                                \
+    void score_segment_any(const ScoreJob&, int64_t row, int64_t segment, Segment* out);                       \
+    void score_states_any(ScoreJob&, int64_t begin, int64_t end, const Segment* states);                       \
+    void grad_columns_any(const GradJob&, int64_t row, int64_t begin, int64_t end);                            \
+    void score_heads_any(const HeadTask&, int64_t begin, int64_t end);                                         \
+    static const Kernels kernels = {                                                                           \
+        #isa, kLanes, score_rows_any, score_segment_any, score_states_any, grad_columns_any, score_heads_any}; \
     }
 #if defined(TORCHASSAY_X86)
 TORCHASSAY_DECLARE(avx512)
@@ -112,6 +113,14 @@ void row_grads(const Rows& rows, const Targets& targets, const void* stats, cons
             kernels->grad_columns(job, i / segments, start, stop < rows.classes ? stop : rows.classes);
         }
     });
+}
+
+void head_scores(const HeadTask& task, int threads) {
+    const Kernels* kernels = chosen;
+    const int64_t count = task.rows.count(), outputs = task.rows.classes;
+    threads = threads_for(count * outputs, threads);
+    parallel_for(count, rows_at_once(count, outputs, threads, kernels->lanes), threads,
+                 [&](int64_t begin, int64_t end) { kernels->score_heads(task, begin, end); });
 }
 
 }  // namespace torchassay

@@ -39,14 +39,6 @@ TORCHASSAY_INLINE TwoLargest<T> top_of(const Span<In>& span) {
     return {m, mask & (mask - 1) ? m : u};  // in two lanes: a tie
 }
 
-template <class T>
-TORCHASSAY_INLINE F64 widened(V<T> x) {
-    if constexpr (sizeof(T) == 8)
-        return x;
-    else
-        return widen_low(x) + widen_high(x);
-}
-
 template <class T, class In, bool kEntropy, bool kNorm>
 TORCHASSAY_INLINE Segment sums_of(const Span<In>& span, const TwoLargest<T>& top) {
     constexpr int n = Simd<T>::kLanes;

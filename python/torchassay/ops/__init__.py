@@ -5,7 +5,8 @@ An op gets checked arguments and a class dimension counted from the front. It ha
 """
 
 from torchassay.ops.cdf import cdf
+from torchassay.ops.heads import head_scores
 from torchassay.ops.random import uniforms
 from torchassay.ops.rows import row_grads, row_scores
 
-__all__ = ["cdf", "row_grads", "row_scores", "uniforms"]
+__all__ = ["cdf", "head_scores", "row_grads", "row_scores", "uniforms"]

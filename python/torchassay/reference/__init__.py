@@ -2,6 +2,7 @@
 
 from torchassay.reference.cdf import cdf
 from torchassay.reference.functional import cross_entropy, entropy, log_prob, log_prob_entropy, reduced, score
+from torchassay.reference.heads import head_scores, score_binary, score_regression
 from torchassay.reference.options import option_scores
 from torchassay.reference.rows import exp_difference, labels, row_grads, row_scores
 
@@ -10,6 +11,7 @@ __all__ = [
     "cross_entropy",
     "entropy",
     "exp_difference",
+    "head_scores",
     "labels",
     "log_prob",
     "log_prob_entropy",
@@ -18,4 +20,6 @@ __all__ = [
     "row_grads",
     "row_scores",
     "score",
+    "score_binary",
+    "score_regression",
 ]
