@@ -25,7 +25,11 @@ COLUMNS = (
     *("registers", "local", "shared", "wide loads", "instructions", "an element", "C = 100"),
 )
 KEY = 5  # columns that name a row
-KERNELS = "short_rows", "long_rows", "row_spans", "finish_rows", "grad_vectors", "cdf_values", "row_uniforms"
+KERNELS = (
+    *("short_rows", "long_rows", "row_spans", "finish_rows", "grad_vectors", "binary_samples", "regression_samples"),
+    *("cdf_values", "row_uniforms"),
+)
+ANYWHERE = "binary_samples", "regression_samples"  # take rows that begin anywhere
 DTYPES = {"NS_7Float16E": "fp16", "NS_8Bfloat16E": "bf16", "f": "fp32", None: ""}
 UNITS = {"16": "16", "8": "8", "0": "anywhere", None: ""}
 MANGLED = re.compile(  # of a template's instance: dtype, unit, lanes, any of them; or of a function
@@ -41,8 +45,9 @@ def named(mangled: str) -> dict[str, str]:
     if not match or match[1] not in KERNELS or match[2] not in DTYPES or match[3] not in UNITS:
         raise ValueError(f"not a kernel of ours: {mangled}")
     kernel, dtype, unit, lanes = match.groups()
-    lanes = lanes or {"short_rows": "1-32", "row_spans": "256", "finish_rows": "256"}.get(kernel, "")
-    return {"kernel": kernel, "dtype": DTYPES[dtype], "unit": UNITS[unit], "lanes": lanes}
+    shared = {"row_spans": "256", "finish_rows": "256"} | dict.fromkeys(("short_rows", *ANYWHERE), "1-32")
+    unit = "anywhere" if kernel in ANYWHERE else UNITS[unit]
+    return {"kernel": kernel, "dtype": DTYPES[dtype], "unit": unit, "lanes": lanes or shared.get(kernel, "")}
 
 
 def rank(line: str) -> tuple[int, ...]:
@@ -110,6 +115,9 @@ def figures_of(kernel: sass.Kernel) -> dict:
         found["an element"] = straight(flow, 4 * vector)
     elif names["kernel"] == "grad_vectors":
         found["an element"] = in_vectors(flow, hot, vector)
+    elif names["kernel"] == "binary_samples":
+        inner = min((head for head in bodies if exp2[head]), key=lambda head: len(bodies[head]))
+        found["an element"] = in_vectors(flow, inner, exp2[inner])
     return names | {
         "target": kernel.target,
         "registers": kernel.registers,
@@ -151,7 +159,8 @@ def table(release: str, rows: list[dict]) -> str:
         "columns (32 lanes, five levels of every reduction, 1000 of 1024 columns useful) and of 100 (the last column:",
         "4 lanes, two levels, 100 of 128), without the prediction, and without the finish of up to 32 rows at its end.",
         "In `row_spans` the whole kernel. In `grad_vectors` the loop over vectors, for one that is in the same row as",
-        "the one before and does not hold the target. Not counted for `finish_rows`, which merges, nor for the",
+        "the one before and does not hold the target. In `binary_samples` the loop over a lane's labels. Not counted",
+        "for `finish_rows`, which merges, for `regression_samples`, which is told its loss at run time, nor for the",
         "kernels that read no logits.",
         "",
         "| " + " | ".join(COLUMNS) + " |",

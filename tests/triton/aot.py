@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 import triton
-from torchassay.triton_kernels import cdf, row_grads, row_scores
+from torchassay.triton_kernels import cdf, head_scores, row_grads, row_scores
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -82,6 +82,8 @@ def compiled(kernel, arguments: dict, options: dict, target: GPUTarget):
             signature[parameter.name] = POINTERS[value.dtype]
             if value.data_ptr() % 16 == 0:
                 attributes[(parameter.num,)] = [["tt.divisibility", 16]]
+        elif isinstance(value, float):
+            signature[parameter.name] = "fp32"
         else:
             signature[parameter.name] = "i32" if -(2**31) <= value < 2**31 else "i64"
     return triton.compile(ASTSource(kernel, signature, constants, attributes), target=target, options=options)
@@ -114,6 +116,15 @@ def shares(midrank: bool) -> list[tuple]:
     return launch(cdf, lambda: cdf.cdf(window, total, values, midrank, out))
 
 
+def heads(head: str, dtype: torch.dtype, C: int) -> list[tuple]:
+    """The launch of `head_scores`."""
+    rows, target, weight = empty(8192, C, dtype=dtype), empty(8192, C), empty(C)
+    out = [empty(8192), empty(8192), empty(8192)]
+    if head != "binary":
+        weight = out[1] = None
+    return launch(head_scores, lambda: head_scores.head_scores(rows, target, weight, head, 1.0, out))
+
+
 EVERY = ("fp16", "bf16", "fp32")
 # Every kernel, aligned and not, in these dtypes; five signals unless it says ten.
 VARIANTS: dict[str, tuple[tuple[str, ...], Callable[[torch.dtype], list[tuple]]]] = {
@@ -129,6 +140,12 @@ VARIANTS: dict[str, tuple[tuple[str, ...], Callable[[torch.dtype], list[tuple]]]
     "grads 100": (("bf16",), lambda dtype: grads(dtype, 100)),
     "grads 50257": (("bf16",), lambda dtype: grads(dtype, 50257)),
     "grads 151936": (EVERY, lambda dtype: grads(dtype, 151936)),
+    "binary 1": (("fp32",), lambda dtype: heads("binary", dtype, 1)),
+    "binary 100": (EVERY, lambda dtype: heads("binary", dtype, 100)),
+    "binary 5000": (("bf16",), lambda dtype: heads("binary", dtype, 5000)),
+    "mse 100": (("fp32",), lambda dtype: heads("mse", dtype, 100)),
+    "l1 100": (("fp32",), lambda dtype: heads("l1", dtype, 100)),
+    "huber 100": (("fp32",), lambda dtype: heads("huber", dtype, 100)),
     "cdf 1024": (("fp32",), lambda _: shares(False)),
     "cdf 1024, midrank": (("fp32",), lambda _: shares(True)),
 }
