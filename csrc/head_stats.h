@@ -33,7 +33,7 @@ TORCHASSAY_HD HeadTerms<F> binary_terms(F x, F y, F w, F a, F e, F c, F log1p_e)
     return {(off + on) * log1p_e + select(positive, off, on) * a, log1p_e + a * rest, slope};
 }
 
-// An output x with target y; `head` is known when this is compiled, or the same for all of a launch.
+// An output x with target y; `head` is known when this is compiled.
 template <class F>
 TORCHASSAY_HD HeadTerms<F> regression_terms(Head head, F x, F y, F delta) {
     const F d = x - y, a = absolute(d);
@@ -77,9 +77,10 @@ TORCHASSAY_HD void add(HeadSums<F>& sums, const HeadTerms<F>& terms) {
 template <class T, class F>
 TORCHASSAY_HD F grad_norm_of(const HeadSums<F>& sums) {
     using Scale = SquareScale<T>;
-    const F high = square_root(sums.high) * Scale::kUp;  // NaN ends here
-    const F usual = select(sums.middle < Scale::kLarge, square_root(sums.middle), high);
-    return select(sums.middle < Scale::kSmall, square_root(sums.low) * Scale::kDown, usual);
+    const auto small = sums.middle < Scale::kSmall, usual = sums.middle < Scale::kLarge;
+    const F one = F{} + 1;
+    const F scale = select(small, one * Scale::kDown, select(usual, one, one * Scale::kUp));
+    return square_root(select(small, sums.low, select(usual, sums.middle, sums.high))) * scale;
 }
 
 }  // namespace torchassay

@@ -11,7 +11,8 @@ from torch import Tensor
 from torchassay.triton_kernels import row_stats
 from torchassay.triton_kernels.row_scores import LAUNCH
 
-TILE = 1024  # outputs that a program holds at once
+TILE = 512  # outputs that a program holds at once,
+TURNS = 8  # of a sample, if it has so few, about the eighth part: less to reduce in the end
 BINARY, MSE, L1, HUBER = (tl.constexpr(head) for head in range(4))
 HEADS = {"binary": BINARY, "mse": MSE, "l1": L1, "huber": HUBER}
 ALL = tl.constexpr(tl.PropagateNan.ALL)
@@ -119,7 +120,7 @@ def head_scores(
 ) -> None:
     """Write the signals of every sample into those of ``out`` that are not None."""
     N, C = rows.shape
-    columns = min(TILE, triton.next_power_of_2(C))
+    columns = min(TILE, triton.next_power_of_2(triton.cdiv(C, TURNS)))
     tile = TILE // columns
     strides = rows.stride(0), target.stride(0)
     _head_scores[(triton.cdiv(N, tile),)](

@@ -91,7 +91,9 @@ TORCHASSAY_INLINE HeadSums<double> sums_along_memory(const HeadTask& job, const 
 
 template <class T>
 TORCHASSAY_INLINE void write(void* out, int64_t i, int count, V<T> v) {
-    if (out) store_tail<T>(static_cast<T*>(out) + i, v, count);
+    if (!out) return;
+    T* p = static_cast<T*>(out) + i;
+    count == Simd<T>::kLanes ? store<T>(p, v) : store_tail<T>(p, v, count);
 }
 
 template <class T, class In, Head kHead>

@@ -18,13 +18,14 @@ constexpr int kOutputsOfLane = 8;  // more are shared with another lane: neighbo
 constexpr int kGroup = 16;         // outputs of a lane that are summed before they join the others
 
 struct HeadsOnDevice {
-    RowsOnDevice rows;
+    const void* input;
+    int64_t count, stride;
+    int outputs;
+    int log2_lanes;  // lanes that share a sample
     const float* target;
     int64_t target_stride;
     const float* pos_weight;
-    Head head;
     float delta;
-    int lanes;
     float* out[kGradNorm + 1];
 };
 
@@ -49,12 +50,12 @@ TORCHASSAY_DEVICE HeadTerms<float> binary_terms(float x, float y, float w) {
     return binary_terms(x, y, w, a, e, simt::reciprocal_fast(1.0f + e), log1p_of_unit(e));
 }
 
-template <class In, bool kBinary>
-TORCHASSAY_DEVICE void score_samples(const HeadsOnDevice& task) {
-    const int lanes = task.lanes, outputs = task.rows.classes, member = simt::thread_index() & (lanes - 1);
-    const int64_t own = (simt::block_index() * kThreads + simt::thread_index()) / lanes;
-    const int64_t sample = own < task.rows.count ? own : task.rows.count - 1;  // all lanes meet in the shuffles
-    const In* x = row_start<In>(task.rows, sample);
+template <class In, Head kHead>
+__global__ void __launch_bounds__(kThreads) head_samples(HeadsOnDevice task) {
+    const int lanes = 1 << task.log2_lanes, outputs = task.outputs, member = simt::thread_index() & (lanes - 1);
+    const int64_t own = (simt::block_index() * kThreads + simt::thread_index()) >> task.log2_lanes;
+    const int64_t sample = own < task.count ? own : task.count - 1;  // all lanes meet in the shuffles
+    const In* x = static_cast<const In*>(task.input) + sample * task.stride;
     const float* y = task.target + sample * task.target_stride;
     HeadSums<float> sums;
     for (int j = member; j < outputs;) {
@@ -63,11 +64,11 @@ TORCHASSAY_DEVICE void score_samples(const HeadsOnDevice& task) {
 #pragma unroll 4
         for (; j < end; j += lanes) {
             const float logit = load_logit(x + j), target = simt::load(y + j);
-            if constexpr (kBinary)
+            if constexpr (kHead == Head::kBinary)
                 add<float>(group,
                            binary_terms(logit, target, task.pos_weight ? simt::load(task.pos_weight + j) : 1.0f));
             else
-                add<float>(group, regression_terms(task.head, logit, target, task.delta));
+                add<float>(group, regression_terms(kHead, logit, target, task.delta));
         }
         sums = {sums.loss + group.loss, sums.entropy + group.entropy, sums.low + group.low, sums.middle + group.middle,
                 sums.high + group.high};
@@ -75,37 +76,39 @@ TORCHASSAY_DEVICE void score_samples(const HeadsOnDevice& task) {
     sums = {reduce_in_warp(sums.loss, lanes, Added{}), reduce_in_warp(sums.entropy, lanes, Added{}),
             reduce_in_warp(sums.low, lanes, Added{}), reduce_in_warp(sums.middle, lanes, Added{}),
             reduce_in_warp(sums.high, lanes, Added{})};
-    if (member != 0 || own >= task.rows.count) return;
+    if (member != 0 || own >= task.count) return;
     if (task.out[kLoss]) task.out[kLoss][own] = sums.loss;
     if (task.out[kEntropy]) task.out[kEntropy][own] = sums.entropy;
     if (task.out[kGradNorm]) task.out[kGradNorm][own] = grad_norm_of<float>(sums);
 }
 
-template <class In>
-__global__ void __launch_bounds__(kThreads) binary_samples(HeadsOnDevice task) {
-    score_samples<In, true>(task);
-}
-
-template <class In>
-__global__ void __launch_bounds__(kThreads) regression_samples(HeadsOnDevice task) {
-    score_samples<In, false>(task);
-}
-
 template <class In, class Launch>
 void score_heads(const HeadTask& task, const Launch& launch) {
-    HeadsOnDevice heads{on_device(task.rows),
+    if (task.rows.classes >= 1 << 30) throw std::runtime_error("torchassay: the CUDA kernels count outputs in 31 bits");
+    HeadsOnDevice heads{task.rows.data,
+                        task.rows.count(),
+                        task.rows.inner_stride,
+                        int(task.rows.classes),
+                        0,
                         static_cast<const float*>(task.target),
                         task.target_stride,
                         static_cast<const float*>(task.pos_weight),
-                        task.head,
                         float(task.delta),
-                        1,
                         {}};
-    while (heads.lanes < 32 && heads.lanes * kOutputsOfLane < task.rows.classes) heads.lanes *= 2;
+    while (heads.log2_lanes < 5 && kOutputsOfLane << heads.log2_lanes < heads.outputs) ++heads.log2_lanes;
     for (int i = 0; i <= kGradNorm; ++i) heads.out[i] = static_cast<float*>(task.out[i]);
-    const int64_t samples_of_block = kThreads / heads.lanes;
-    const int64_t blocks = (task.rows.count() + samples_of_block - 1) / samples_of_block;
-    launch(task.head == Head::kBinary ? binary_samples<In> : regression_samples<In>, blocks, kThreads, heads);
+    const int64_t samples_of_block = kThreads >> heads.log2_lanes;
+    const int64_t blocks = (heads.count + samples_of_block - 1) / samples_of_block;
+    switch (task.head) {
+        case Head::kBinary:
+            return launch(head_samples<In, Head::kBinary>, blocks, kThreads, heads);
+        case Head::kMse:
+            return launch(head_samples<In, Head::kMse>, blocks, kThreads, heads);
+        case Head::kL1:
+            return launch(head_samples<In, Head::kL1>, blocks, kThreads, heads);
+        case Head::kHuber:
+            return launch(head_samples<In, Head::kHuber>, blocks, kThreads, heads);
+    }
 }
 
 }  // namespace torchassay

@@ -26,14 +26,14 @@ COLUMNS = (
 )
 KEY = 5  # columns that name a row
 KERNELS = (
-    *("short_rows", "long_rows", "row_spans", "finish_rows", "grad_vectors", "binary_samples", "regression_samples"),
-    *("cdf_values", "row_uniforms"),
+    *("short_rows", "long_rows", "row_spans", "finish_rows", "grad_vectors"),
+    *("binary_samples", "mse_samples", "l1_samples", "huber_samples", "cdf_values", "row_uniforms"),
 )
-ANYWHERE = "binary_samples", "regression_samples"  # take rows that begin anywhere
+HEADS = {f"{i}": f"{head}_samples" for i, head in enumerate(("binary", "mse", "l1", "huber"))}  # csrc/api.h, enum Head
 DTYPES = {"NS_7Float16E": "fp16", "NS_8Bfloat16E": "bf16", "f": "fp32", None: ""}
 UNITS = {"16": "16", "8": "8", "0": "anywhere", None: ""}
-MANGLED = re.compile(  # of a template's instance: dtype, unit, lanes, any of them; or of a function
-    r"_ZN10torchassayL?\d+([a-z_]+)(?:I(f|NS_\d+\w+?E)?(?:LNS_4UnitE(\d+)E)?(?:Li(\d+)E)?E)?E"
+MANGLED = re.compile(  # of a template's instance: dtype, unit, head, lanes, any of them; or of a function
+    r"_ZN10torchassayL?\d+([a-z_]+)(?:I(f|NS_\d+\w+?E)?(?:LNS_4UnitE(\d+)E)?(?:LNS_4HeadE(\d)E)?(?:Li(\d+)E)?E)?E"
 )
 COLUMNS_OF_LANE = 32
 SHORT_ROWS = {"an element": (1000, 32), "C = 100": (100, 4)}  # columns, and lanes that share such a row
@@ -42,12 +42,15 @@ SHORT_ROWS = {"an element": (1000, 32), "C = 100": (100, 4)}  # columns, and lan
 def named(mangled: str) -> dict[str, str]:
     """The first columns, from a mangled name."""
     match = MANGLED.match(mangled)
-    if not match or match[1] not in KERNELS or match[2] not in DTYPES or match[3] not in UNITS:
+    if not match or match[2] not in DTYPES or match[3] not in UNITS:
         raise ValueError(f"not a kernel of ours: {mangled}")
-    kernel, dtype, unit, lanes = match.groups()
-    shared = {"row_spans": "256", "finish_rows": "256"} | dict.fromkeys(("short_rows", *ANYWHERE), "1-32")
-    unit = "anywhere" if kernel in ANYWHERE else UNITS[unit]
-    return {"kernel": kernel, "dtype": DTYPES[dtype], "unit": unit, "lanes": lanes or shared.get(kernel, "")}
+    kernel, dtype, unit, head, lanes = match.groups()
+    if head in HEADS:
+        return {"kernel": HEADS[head], "dtype": DTYPES[dtype], "unit": "anywhere", "lanes": "1-32"}
+    if kernel not in KERNELS:
+        raise ValueError(f"not a kernel of ours: {mangled}")
+    lanes = lanes or {"short_rows": "1-32", "row_spans": "256", "finish_rows": "256"}.get(kernel, "")
+    return {"kernel": kernel, "dtype": DTYPES[dtype], "unit": UNITS[unit], "lanes": lanes}
 
 
 def rank(line: str) -> tuple[int, ...]:
@@ -160,8 +163,8 @@ def table(release: str, rows: list[dict]) -> str:
         "4 lanes, two levels, 100 of 128), without the prediction, and without the finish of up to 32 rows at its end.",
         "In `row_spans` the whole kernel. In `grad_vectors` the loop over vectors, for one that is in the same row as",
         "the one before and does not hold the target. In `binary_samples` the loop over a lane's labels. Not counted",
-        "for `finish_rows`, which merges, for `regression_samples`, which is told its loss at run time, nor for the",
-        "kernels that read no logits.",
+        "for `finish_rows`, which merges, for the regressions, which need no exponential, nor for the kernels that",
+        "read no logits.",
         "",
         "| " + " | ".join(COLUMNS) + " |",
         "|" + "---|" * len(COLUMNS),

@@ -40,7 +40,7 @@ def test_every_kernel_is_there_for_every_architecture(report):
     instances |= {("long_rows", unit, lanes) for unit in ("16", "anywhere") for lanes in ("32", "256")}
     instances |= {(kernel, unit, "256") for unit in ("16", "anywhere") for kernel in ("row_spans", "finish_rows")}
     instances |= {("grad_vectors", "", "")}
-    instances |= {(kernel, "anywhere", "1-32") for kernel in ("binary_samples", "regression_samples")}
+    instances |= {(f"{head}_samples", "anywhere", "1-32") for head in ("binary", "mse", "l1", "huber")}
     targets = {row["target"] for row in report["measured"]}
     expected = {(kernel, dtype, *rest, at) for kernel, *rest in instances for dtype in DTYPES for at in targets}
     expected |= {(kernel, "", "", lanes, at) for kernel, lanes in WITHOUT_LOGITS for at in targets}

@@ -188,8 +188,11 @@ def amd(kernel) -> dict:
 
 def per_element(arguments: dict, threads: int, instructions: int, loop: int) -> float:
     """Warp instructions for 32 logits: of the hot loop of long rows, of everything else where rows fit a program."""
-    constant = {name: arguments.get(name) for name in ("GROUPS", "ROWS", "COLUMNS", "VECTOR", "UNIT")}
-    if constant["VECTOR"]:
+    constant = {name: arguments.get(name) for name in ("GROUPS", "ROWS", "COLUMNS", "VECTOR", "UNIT", "HEAD")}
+    if constant["HEAD"] is not None:
+        C = arguments["C"]
+        taken, logits = instructions + (triton.cdiv(C, constant["COLUMNS"]) - 1) * loop, constant["ROWS"] * C
+    elif constant["VECTOR"]:
         taken, logits = loop or instructions, row_scores.TILES.value * row_scores.LANES.value * constant["VECTOR"]
     else:
         groups = constant["GROUPS"] or 1
@@ -240,8 +243,8 @@ def table(found: list[dict]) -> str:
         "tests compare with it. Five signals (loss, entropy, grad_norm, confidence, margin) unless it says ten.",
         "`spills`: bytes of local memory (sm) or vector registers spilled (gfx). `wide loads`: 128-bit loads.",
         "`an element`: warp instructions for 32 logits, in the hot loop of long rows, in everything where rows fit",
-        "into a program; not counted for gfx942, nor where `long_rows` only merges what `row_segments` summed, nor for",
-        "`_cdf`, which reads no logits.",
+        "into a program, or are walked along by it (`_head_scores`); not counted for gfx942, nor where `long_rows`",
+        "only merges what `row_segments` summed, nor for `_cdf`, which reads no logits.",
         "",
         "| " + " | ".join(COLUMNS) + " |",
         "|" + "---|" * len(COLUMNS),

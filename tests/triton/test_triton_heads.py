@@ -7,7 +7,7 @@ import torch
 from torchassay.triton_kernels.head_scores import head_scores
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-SIZES = [1, 3, 100, 1100]  # 1024 outputs at once
+SIZES = [1, 3, 100, 1100]  # 512 outputs at once
 
 
 def run(x, y, w=None, head="binary", delta=1.0, names=("loss", "entropy", "grad_norm")):
