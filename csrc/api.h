@@ -70,6 +70,22 @@ int64_t option_scores(const Rows& rows, const Targets& targets, const Options& o
 void option_grads(const Rows& rows, const Targets& targets, const Options& options, const void* stats,
                   const Upstream& grad_loss, const Upstream& grad_entropy, void* out, int threads);
 
+// What stands on a sample's outputs instead of a softmax over classes: a sigmoid on each, or nothing.
+enum class Head : int { kBinary, kMse, kL1, kHuber };
+
+// Samples of such a head. The rows are the samples (outer 1), their classes the labels or dimensions; the target,
+// float32 (float64 for float64 rows), lies as the rows do, its rows `target_stride` apart.
+struct HeadTask {
+    Rows rows;
+    const void* target;
+    int64_t target_stride;
+    const void* pos_weight;  // [classes] in the target's dtype, or null; for kBinary
+    Head head;
+    double delta;              // of kHuber
+    void* out[kGradNorm + 1];  // kLoss, kEntropy (kBinary alone) and kGradNorm, each [N] as of row_scores, or null
+};
+void head_scores(const HeadTask& task, int threads);
+
 // The key of random numbers: a 64-bit number, or where one lies.
 struct Seed {
     const int64_t* data;  // null: value
@@ -161,6 +177,7 @@ void normals(const int64_t* row_id, int64_t rows, const Seed& seed, int purpose,
 int64_t draw_scores_workspace(const Rows& rows, const Draws& draws, int device);
 void draw_scores(const Rows& rows, const Draws& draws, void* const out[kDrawSlots], void* workspace,
                  const Place& place);
+void head_scores(const HeadTask& task, const Place& place);
 // The window begins on 16 bytes.
 void cdf(const Window& window, const Values& values, bool midrank, float* out, const Place& place);
 

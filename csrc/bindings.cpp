@@ -39,6 +39,27 @@ void grads(uintptr_t data, int dtype, int64_t outer, int64_t inner, int64_t clas
               {pointer(grad_entropy), entropy_stride}, reinterpret_cast<void*>(out), threads);
 }
 
+HeadTask head_task(uintptr_t data, int dtype, int64_t rows, int64_t outputs, int64_t stride, uintptr_t target,
+                   int64_t target_stride, uintptr_t pos_weight, int head, double delta, const py::sequence& out) {
+    HeadTask task{{pointer(data), Dtype(dtype), 1, rows, outputs, 0, stride},
+                  pointer(target),
+                  target_stride,
+                  pointer(pos_weight),
+                  Head(head),
+                  delta,
+                  {}};
+    for (int i = 0; i <= kGradNorm; ++i) task.out[i] = reinterpret_cast<void*>(out[i].cast<uintptr_t>());
+    return task;
+}
+
+void heads(uintptr_t data, int dtype, int64_t rows, int64_t outputs, int64_t stride, uintptr_t target,
+           int64_t target_stride, uintptr_t pos_weight, int head, double delta, const py::sequence& out, int threads) {
+    const HeadTask task =
+        head_task(data, dtype, rows, outputs, stride, target, target_stride, pos_weight, head, delta, out);
+    py::gil_scoped_release release;
+    head_scores(task, threads);
+}
+
 void draw(uintptr_t row_id, int64_t count, uintptr_t seed_data, int64_t seed, uint32_t step, uintptr_t out) {
     py::gil_scoped_release release;
     uniforms(static_cast<const int64_t*>(pointer(row_id)), count,
@@ -121,6 +142,15 @@ void cuda_grads(uintptr_t data, int dtype, int64_t outer, int64_t inner, int64_t
                     reinterpret_cast<void*>(out), {device, reinterpret_cast<void*>(stream)});
 }
 
+void cuda_heads(uintptr_t data, int dtype, int64_t rows, int64_t outputs, int64_t stride, uintptr_t target,
+                int64_t target_stride, uintptr_t pos_weight, int head, double delta, const py::sequence& out,
+                int device, uintptr_t stream) {
+    const HeadTask task =
+        head_task(data, dtype, rows, outputs, stride, target, target_stride, pos_weight, head, delta, out);
+    py::gil_scoped_release release;
+    cuda::head_scores(task, {device, reinterpret_cast<void*>(stream)});
+}
+
 void cuda_draw(uintptr_t row_id, int64_t count, uintptr_t seed_data, int64_t seed, uint32_t step, uintptr_t out,
                int device, uintptr_t stream) {
     py::gil_scoped_release release;
@@ -175,6 +205,7 @@ PYBIND11_MODULE(_native, module, py::mod_gil_not_used()) {
     module.doc() = "C++ and CUDA kernels of torchassay";
     module.def("row_scores", &scores);
     module.def("row_grads", &grads);
+    module.def("head_scores", &heads);
     module.def("uniforms", &draw);
     module.def("normals", &numbers);
     module.def("draw_scores", &several);
@@ -184,6 +215,7 @@ PYBIND11_MODULE(_native, module, py::mod_gil_not_used()) {
     module.attr("cuda") = true;  // built with the CUDA kernels; a GPU may still be missing
     module.def("cuda_row_scores", &cuda_scores);
     module.def("cuda_row_grads", &cuda_grads);
+    module.def("cuda_head_scores", &cuda_heads);
     module.def("cuda_uniforms", &cuda_draw);
     module.def("cuda_normals", &cuda_numbers);
     module.def("cuda_draw_scores", &cuda_draws);

@@ -1,4 +1,4 @@
-"""The CUDA kernels on tensors in CPU memory, run by the programs of run_kernels.cpp, run_draws.cpp and run_cdf.cpp."""
+"""The CUDA kernels on tensors in CPU memory, run by the programs of run_*.cpp."""
 
 from __future__ import annotations
 
@@ -104,6 +104,30 @@ class Cdf(NamedTuple):
         last = (len(values) - 1) * values.stride(0) + 1
         found = _run(self.program, request + values.as_strided((last,), (1,)).numpy().tobytes())
         return torch.frombuffer(found, dtype=torch.float32)
+
+
+class Heads(NamedTuple):
+    """The kernels of heads that are no softmax."""
+
+    program: Path
+
+    def __call__(
+        self,
+        input: Tensor,  # [N, L], dense along L
+        target: Tensor,  # [N, L] float32, dense along L
+        pos_weight: Tensor | None = None,  # [L]
+        head: str = "binary",
+        delta: float = 1.0,
+    ) -> dict[str, Tensor]:
+        """Signals by name, each [N]."""
+        request = _numbers(("binary", "mse", "l1", "huber").index(head), DTYPES[input.dtype], *input.shape)
+        request += struct.pack("=d", delta)
+        for tensor in (input, target):
+            request += _numbers(tensor.stride(0)) + _bytes(tensor)
+        request += _numbers(0) if pos_weight is None else _bytes(pos_weight)
+        found = torch.frombuffer(_run(self.program, request), dtype=torch.float32).view(3, -1)
+        names = ("loss", "entropy", "grad_norm") if head == "binary" else ("loss", "", "grad_norm")
+        return {name: value for name, value in zip(names, found, strict=True) if name}
 
 
 def _run(program: Path, request: bytes) -> bytearray:

@@ -26,7 +26,7 @@ void draw_rows(const DrawJob& job, int64_t begin, int64_t end, void* scratch) {
 }  // namespace
 
 namespace TORCHASSAY_ISA {
-int64_t draw_scratch(const DrawJob& job) {
+int64_t draw_scratch_any(const DrawJob& job) {
     if (job.rows.dtype == Dtype::kFloat64) return scratch_along_memory<double>(job);
     return in_lanes<float>(job) ? 0 : scratch_along_memory<float>(job);
 }

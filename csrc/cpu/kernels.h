@@ -55,16 +55,25 @@ struct NormalJob {
     float* out;
 };
 
+// clang-format off
+// Every kernel: its result, name and parameters.
+#define TORCHASSAY_EACH_KERNEL(kernel)                                                                             \
+    kernel(void, score_rows, (ScoreJob&, int64_t begin, int64_t end))                                              \
+    kernel(void, score_segment, (const ScoreJob&, int64_t row, int64_t segment, Segment* out))                     \
+    kernel(void, score_states, (ScoreJob&, int64_t begin, int64_t end, const Segment* states)) /* [N, segments] */ \
+    kernel(void, grad_columns, (const GradJob&, int64_t row, int64_t begin, int64_t end))                          \
+    kernel(int64_t, draw_scratch, (const DrawJob&)) /* bytes of memory that draw_rows needs */                     \
+    kernel(void, draw_rows, (const DrawJob&, int64_t begin, int64_t end, void* scratch))                           \
+    kernel(void, normal_rows, (const NormalJob&, int64_t begin, int64_t end))                                      \
+    kernel(void, score_heads, (const HeadTask&, int64_t begin, int64_t end))
+// clang-format on
+
 struct Kernels {
     const char* isa;
     int lanes;  // float32 lanes; rows are handed out in multiples of it
-    void (*score_rows)(ScoreJob&, int64_t begin, int64_t end);
-    void (*score_segment)(const ScoreJob&, int64_t row, int64_t segment, Segment* out);
-    void (*score_states)(ScoreJob&, int64_t begin, int64_t end, const Segment* states);  // [N, segments]
-    void (*grad_columns)(const GradJob&, int64_t row, int64_t begin, int64_t end);
-    int64_t (*draw_scratch)(const DrawJob&);  // bytes of memory that draw_rows needs
-    void (*draw_rows)(const DrawJob&, int64_t begin, int64_t end, void* scratch);
-    void (*normal_rows)(const NormalJob&, int64_t begin, int64_t end);
+#define TORCHASSAY_MEMBER(result, name, parameters) result(*name) parameters;
+    TORCHASSAY_EACH_KERNEL(TORCHASSAY_MEMBER)
+#undef TORCHASSAY_MEMBER
 };
 
 // Walks over rows: one division to begin with, none for each row.

@@ -10,19 +10,13 @@
 
 namespace torchassay {
 
-#define TORCHASSAY_DECLARE(isa)                                                                             \
-    namespace isa {                                                                                         \
-    extern const int kLanes;                                                                                \
-    void score_rows_any(ScoreJob&, int64_t begin, int64_t end);                                             \
-    void score_segment_any(const ScoreJob&, int64_t row, int64_t segment, Segment* out);                    \
-    void score_states_any(ScoreJob&, int64_t begin, int64_t end, const Segment* states);                    \
-    void grad_columns_any(const GradJob&, int64_t row, int64_t begin, int64_t end);                         \
-    int64_t draw_scratch(const DrawJob&);                                                                   \
-    void draw_rows_any(const DrawJob&, int64_t begin, int64_t end, void* scratch);                          \
-    void normal_rows(const NormalJob&, int64_t begin, int64_t end);                                         \
-    static const Kernels kernels = {                                                                        \
-        #isa,         kLanes,        score_rows_any, score_segment_any, score_states_any, grad_columns_any, \
-        draw_scratch, draw_rows_any, normal_rows};                                                          \
+#define TORCHASSAY_DECLARE_KERNEL(result, name, parameters) result name##_any parameters;
+#define TORCHASSAY_ENTRY(result, name, parameters) name##_any,
+#define TORCHASSAY_DECLARE(isa)                                                              \
+    namespace isa {                                                                          \
+    extern const int kLanes;                                                                 \
+    TORCHASSAY_EACH_KERNEL(TORCHASSAY_DECLARE_KERNEL)                                        \
+    static const Kernels kernels = {#isa, kLanes, TORCHASSAY_EACH_KERNEL(TORCHASSAY_ENTRY)}; \
     }
 #if defined(TORCHASSAY_X86)
 TORCHASSAY_DECLARE(avx512)
@@ -140,6 +134,14 @@ void normals(const int64_t* row_id, int64_t rows, const Seed& seed, int purpose,
     threads = threads_for(rows * columns, threads);
     parallel_for(rows, rows_at_once(rows, columns, threads, 1), threads,
                  [&](int64_t begin, int64_t end) { kernels->normal_rows(job, begin, end); });
+}
+
+void head_scores(const HeadTask& task, int threads) {
+    const Kernels* kernels = chosen;
+    const int64_t count = task.rows.count(), outputs = task.rows.classes;
+    threads = threads_for(count * outputs, threads);
+    parallel_for(count, rows_at_once(count, outputs, threads, kernels->lanes), threads,
+                 [&](int64_t begin, int64_t end) { kernels->score_heads(task, begin, end); });
 }
 
 }  // namespace torchassay

@@ -29,7 +29,7 @@ TORCHASSAY_INLINE void write_rows(const NormalJob& job, int64_t begin, int64_t e
 }  // namespace
 
 namespace TORCHASSAY_ISA {
-void normal_rows(const NormalJob& job, int64_t begin, int64_t end) {
+void normal_rows_any(const NormalJob& job, int64_t begin, int64_t end) {
     job.uniform ? write_rows<true>(job, begin, end) : write_rows<false>(job, begin, end);
 }
 }  // namespace TORCHASSAY_ISA

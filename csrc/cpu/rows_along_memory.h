@@ -44,14 +44,6 @@ TORCHASSAY_INLINE TwoLargest<T> top_of(const Span<In>& span) {
     return over_lanes<T>(a);
 }
 
-template <class T>
-TORCHASSAY_INLINE F64 widened(V<T> x) {
-    if constexpr (sizeof(T) == 8)
-        return x;
-    else
-        return widen_low(x) + widen_high(x);
-}
-
 template <class T, class In, bool kEntropy, bool kNorm, bool kFromMemory = true>
 TORCHASSAY_INLINE Segment sums_of(const Span<In>& span, const TwoLargest<T>& top) {
     constexpr int n = Simd<T>::kLanes;

@@ -213,6 +213,20 @@ TORCHASSAY_INLINE double sum_lanes(F64 x) {
 }
 #endif
 
+// The sum of the two halves of float lanes, as double.
+template <class T>
+TORCHASSAY_INLINE F64 widened(typename Simd<T>::V x) {
+    if constexpr (sizeof(T) == 8)
+        return x;
+    else
+        return widen_low(x) + widen_high(x);
+}
+
+template <class V>
+TORCHASSAY_INLINE V absolute(V x) {
+    return max_or_second(x, -x);
+}
+
 // One bit a lane, set where the condition holds.
 template <class I>
 TORCHASSAY_INLINE unsigned lane_mask(I condition) {

@@ -4,6 +4,7 @@ from torchassay import reference
 from torchassay.backends import BackendFallback, backends
 from torchassay.ensemble import ensemble_score
 from torchassay.functional import cross_entropy, entropy, explain, log_prob, log_prob_entropy, score
+from torchassay.heads import score_binary, score_regression
 from torchassay.history import History
 from torchassay.modules import CrossEntropyLoss, Scorer
 from torchassay.noise import FeatureNoise
@@ -28,4 +29,6 @@ __all__ = [
     "log_prob_entropy",
     "reference",
     "score",
+    "score_binary",
+    "score_regression",
 ]

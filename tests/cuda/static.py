@@ -25,14 +25,15 @@ COLUMNS = (
     *("registers", "local", "shared", "wide loads", "instructions", "an element", "C = 100"),
 )
 KEY = 5  # columns that name a row
+HEADS = {f"NS_4HeadE{i}": f"{head}_samples" for i, head in enumerate(("binary", "mse", "l1", "huber"))}  # csrc/api.h
 KERNELS = (
     *("short_rows", "long_rows", "row_spans", "finish_rows", "grad_vectors", "draw_states", "draw_mixtures"),
-    *("mean_entropies", "cdf_values", "row_uniforms", "column_numbers"),
+    *("mean_entropies", *HEADS.values(), "cdf_values", "row_uniforms", "column_numbers"),
 )
 DTYPES = {"NS_7Float16E": "fp16", "NS_8Bfloat16E": "bf16", "f": "fp32", None: ""}
 UNITS = {"NS_4UnitE16": "16", "NS_4UnitE8": "8", "NS_4UnitE0": "anywhere", "b1": "noise", "b0": "ensemble", None: ""}
-MANGLED = re.compile(  # of a template's instance: dtype, unit, lanes, any of them; or of a function
-    r"_ZN10torchassayL?\d+([a-z_]+)(?:I(f|NS_\d+\w+?E)?(?:L(NS_4UnitE\d+|b[01])E)?(?:Li(\d+)E)?E)?E"
+MANGLED = re.compile(  # of a template's instance: dtype; unit, head or whether there is noise; lanes; or of a function
+    r"_ZN10torchassayL?\d+([a-z_]+)(?:I(f|NS_\d+\w+?E)?(?:L(NS_4UnitE\d+|NS_4HeadE\d|b[01])E)?(?:Li(\d+)E)?E)?E"
 )
 LANES = {
     "short_rows": "1-32",
@@ -49,10 +50,14 @@ SHORT_ROWS = {"an element": (1000, 32), "C = 100": (100, 4)}  # columns, and lan
 def named(mangled: str) -> dict[str, str]:
     """The first columns, from a mangled name."""
     match = MANGLED.match(mangled)
-    if not match or match[1] not in KERNELS or match[2] not in DTYPES or match[3] not in UNITS:
+    if not match or match[2] not in DTYPES:
         raise ValueError(f"not a kernel of ours: {mangled}")
-    kernel, dtype, unit, lanes = match.groups()
-    return {"kernel": kernel, "dtype": DTYPES[dtype], "unit": UNITS[unit], "lanes": lanes or LANES.get(kernel, "")}
+    kernel, dtype, kind, lanes = match.groups()
+    if kind in HEADS:
+        return {"kernel": HEADS[kind], "dtype": DTYPES[dtype], "unit": "anywhere", "lanes": "1-32"}
+    if kernel not in KERNELS or kind not in UNITS:
+        raise ValueError(f"not a kernel of ours: {mangled}")
+    return {"kernel": kernel, "dtype": DTYPES[dtype], "unit": UNITS[kind], "lanes": lanes or LANES.get(kernel, "")}
 
 
 def rank(line: str) -> tuple[int, ...]:
@@ -123,6 +128,9 @@ def figures_of(kernel: sass.Kernel) -> dict:
     elif names["kernel"] in ("draw_states", "draw_mixtures"):
         inner = [head for head, body in flow.loops.items() if not any(other < body for other in flow.loops.values())]
         found["an element"] = in_vectors(flow, max(inner, key=exp2.get), COLUMNS_OF_BLOCK)
+    elif names["kernel"] == "binary_samples":
+        inner = min((head for head in bodies if exp2[head]), key=lambda head: len(bodies[head]))
+        found["an element"] = in_vectors(flow, inner, exp2[inner])
     return names | {
         "target": kernel.target,
         "registers": kernel.registers,
@@ -165,8 +173,9 @@ def table(release: str, rows: list[dict]) -> str:
         "4 lanes, two levels, 100 of 128), without the prediction, and without the finish of up to 32 rows at its end.",
         "In `row_spans` the whole kernel. In `grad_vectors` the loop over vectors, for one that is in the same row as",
         "the one before and does not hold the target. In `draw_states` the loop over blocks of four columns, in",
-        "`draw_mixtures` the one over the draws of a block: for one draw; their `unit` is whether they make noise. Not",
-        "counted for `finish_rows`, which merges, nor for the kernels that read no logits.",
+        "`draw_mixtures` the one over the draws of a block: for one draw; their `unit` is whether they make noise. In",
+        "`binary_samples` the loop over a lane's labels. Not counted for `finish_rows`, which merges, for the",
+        "regressions, which need no exponential, nor for the kernels that read no logits.",
         "",
         "| " + " | ".join(COLUMNS) + " |",
         "|" + "---|" * len(COLUMNS),

@@ -46,6 +46,7 @@ def test_every_kernel_is_there_for_every_architecture(report):
     instances |= {
         (kernel, kind, "8-256") for kind in ("noise", "ensemble") for kernel in ("draw_states", "draw_mixtures")
     }
+    instances |= {(f"{head}_samples", "anywhere", "1-32") for head in ("binary", "mse", "l1", "huber")}
     targets = {row["target"] for row in report["measured"]}
     expected = {(kernel, dtype, *rest, at) for kernel, *rest in instances for dtype in DTYPES for at in targets}
     expected |= {(kernel, "", "", lanes, at) for kernel, lanes in WITHOUT_LOGITS for at in targets}

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 import triton
-from torchassay.triton_kernels import cdf, row_grads, row_scores
+from torchassay.triton_kernels import cdf, head_scores, row_grads, row_scores
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -82,6 +82,8 @@ def compiled(kernel, arguments: dict, options: dict, target: GPUTarget):
             signature[parameter.name] = POINTERS[value.dtype]
             if value.data_ptr() % 16 == 0:
                 attributes[(parameter.num,)] = [["tt.divisibility", 16]]
+        elif isinstance(value, float):
+            signature[parameter.name] = "fp32"
         else:
             signature[parameter.name] = "i32" if -(2**31) <= value < 2**31 else "i64"
     return triton.compile(ASTSource(kernel, signature, constants, attributes), target=target, options=options)
@@ -114,6 +116,15 @@ def shares(midrank: bool) -> list[tuple]:
     return launch(cdf, lambda: cdf.cdf(window, total, values, midrank, out))
 
 
+def heads(head: str, dtype: torch.dtype, C: int) -> list[tuple]:
+    """The launch of `head_scores`."""
+    rows, target, weight = empty(8192, C, dtype=dtype), empty(8192, C), empty(C)
+    out = [empty(8192), empty(8192), empty(8192)]
+    if head != "binary":
+        weight = out[1] = None
+    return launch(head_scores, lambda: head_scores.head_scores(rows, target, weight, head, 1.0, out))
+
+
 EVERY = ("fp16", "bf16", "fp32")
 # Every kernel, aligned and not, in these dtypes; five signals unless it says ten.
 VARIANTS: dict[str, tuple[tuple[str, ...], Callable[[torch.dtype], list[tuple]]]] = {
@@ -129,6 +140,12 @@ VARIANTS: dict[str, tuple[tuple[str, ...], Callable[[torch.dtype], list[tuple]]]
     "grads 100": (("bf16",), lambda dtype: grads(dtype, 100)),
     "grads 50257": (("bf16",), lambda dtype: grads(dtype, 50257)),
     "grads 151936": (EVERY, lambda dtype: grads(dtype, 151936)),
+    "binary 1": (("fp32",), lambda dtype: heads("binary", dtype, 1)),
+    "binary 100": (EVERY, lambda dtype: heads("binary", dtype, 100)),
+    "binary 5000": (("bf16",), lambda dtype: heads("binary", dtype, 5000)),
+    "mse 100": (("fp32",), lambda dtype: heads("mse", dtype, 100)),
+    "l1 100": (("fp32",), lambda dtype: heads("l1", dtype, 100)),
+    "huber 100": (("fp32",), lambda dtype: heads("huber", dtype, 100)),
     "cdf 1024": (("fp32",), lambda _: shares(False)),
     "cdf 1024, midrank": (("fp32",), lambda _: shares(True)),
 }
@@ -171,8 +188,11 @@ def amd(kernel) -> dict:
 
 def per_element(arguments: dict, threads: int, instructions: int, loop: int) -> float:
     """Warp instructions for 32 logits: of the hot loop of long rows, of everything else where rows fit a program."""
-    constant = {name: arguments.get(name) for name in ("GROUPS", "ROWS", "COLUMNS", "VECTOR", "UNIT")}
-    if constant["VECTOR"]:
+    constant = {name: arguments.get(name) for name in ("GROUPS", "ROWS", "COLUMNS", "VECTOR", "UNIT", "HEAD")}
+    if constant["HEAD"] is not None:
+        C = arguments["C"]
+        taken, logits = instructions + (triton.cdiv(C, constant["COLUMNS"]) - 1) * loop, constant["ROWS"] * C
+    elif constant["VECTOR"]:
         taken, logits = loop or instructions, row_scores.TILES.value * row_scores.LANES.value * constant["VECTOR"]
     else:
         groups = constant["GROUPS"] or 1
@@ -223,8 +243,8 @@ def table(found: list[dict]) -> str:
         "tests compare with it. Five signals (loss, entropy, grad_norm, confidence, margin) unless it says ten.",
         "`spills`: bytes of local memory (sm) or vector registers spilled (gfx). `wide loads`: 128-bit loads.",
         "`an element`: warp instructions for 32 logits, in the hot loop of long rows, in everything where rows fit",
-        "into a program; not counted for gfx942, nor where `long_rows` only merges what `row_segments` summed, nor for",
-        "`_cdf`, which reads no logits.",
+        "into a program, or are walked along by it (`_head_scores`); not counted for gfx942, nor where `long_rows`",
+        "only merges what `row_segments` summed, nor for `_cdf`, which reads no logits.",
         "",
         "| " + " | ".join(COLUMNS) + " |",
         "|" + "---|" * len(COLUMNS),

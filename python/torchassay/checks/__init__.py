@@ -22,6 +22,7 @@ from torchassay.checks.arguments import (
 )
 from torchassay.checks.calls import Call, cross_entropy, log_prob, score, signal_of, signals
 from torchassay.checks.ensembles import Ensemble, ensemble
+from torchassay.checks.heads import binary, regression
 from torchassay.checks.options import draws, logit_noise, loss_options, seed_of, temperatures
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "Ensemble",
     "InputTypeError",
     "InputValueError",
+    "binary",
     "by_row",
     "class_range",
     "cross_entropy",
@@ -45,6 +47,7 @@ __all__ = [
     "loss_options",
     "out_of_range",
     "probabilities",
+    "regression",
     "same_device",
     "score",
     "seed_of",

@@ -6,6 +6,7 @@ An op gets checked arguments and a class dimension counted from the front. It ha
 
 from torchassay.ops.cdf import cdf
 from torchassay.ops.draws import draw_scores
+from torchassay.ops.heads import head_scores
 from torchassay.ops.options import option_grads, option_scores
 from torchassay.ops.random import normals, uniforms
 from torchassay.ops.rows import row_grads, row_scores
@@ -13,6 +14,7 @@ from torchassay.ops.rows import row_grads, row_scores
 __all__ = [
     "cdf",
     "draw_scores",
+    "head_scores",
     "normals",
     "option_grads",
     "option_scores",
