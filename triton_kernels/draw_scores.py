@@ -34,7 +34,9 @@ def _number(given, row, inside):
 @triton.jit
 def _noise(top_ptr, std, scale, row_id_ptr, seed_ptr, seed, row, inside):
     """What makes the noisy copies of rows: top, std, scale, seed and id."""
-    top = row_stats.reference(tl.load(top_ptr + row, mask=inside, other=0.0))
+    top = tl.load(top_ptr + row, mask=inside, other=0.0)
+    top = tl.maximum(top, row_stats.LOWEST, propagate_nan=tl.PropagateNan.ALL)
+    top = tl.where(top == row_stats.INFINITY, float("nan"), top)
     row_id = row
     if row_id_ptr is not None:
         row_id = tl.load(row_id_ptr + row, mask=inside, other=0)
@@ -68,7 +70,10 @@ def _noisy(x, noise, draw, n):
 
 @triton.jit
 def _one_more(M, S, T, K, y, column):
-    """A lane's state with one more column: the lower of it and the top so far joins the sums."""
+    """A lane's state with one more column: the lower of it and the top so far joins the sums.
+
+    Where that is -inf, as the top of an empty state is, it adds exactly 0; NaN reaches the sums.
+    """
     up = y > M
     high = row_stats.larger(M, y)
     low = tl.minimum(M, y, propagate_nan=tl.PropagateNan.ALL)
@@ -138,6 +143,13 @@ def _draw_states(
         tl.store(tops_ptr + row, k, mask=inside)
 
 
+@triton.jit
+def _apart(p, top):
+    """p, or 0 for the top class; -p ln p, or 0 for the top class; 0, or -p ln p for the top class."""
+    term = -p * tl.log(tl.where(p > 0.0, p, 1.0))
+    return tl.where(top, 0.0, p), tl.where(top, 0.0, term), tl.where(top, term, 0.0)
+
+
 @triton.jit(do_not_specialize=["seed", "draws", "stride_t", "C", "N", "B", "stride_a", "stride_b"])
 def _mixtures(
     rows_ptr,
@@ -163,25 +175,19 @@ def _mixtures(
     ROWS: tl.constexpr,
     BLOCKS: tl.constexpr,
 ):
-    """One program averages the draws of ROWS rows."""
+    """One program averages the draws of ROWS rows, after `_draw_states`."""
     row = (tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS))[:, None]
     inside = row < N
     whole = draws.to(tl.int64) * N
     share = 1.0 / draws.to(tl.float32)
-    H = tl.zeros([ROWS, 1], tl.float32)
-    for draw in range(0, draws):
-        H += tl.load(states_ptr + draw * tl.full([1, 1], N, tl.int64) + row, mask=inside, other=0.0)
-    H *= share
-    if noisy_entropy_ptr is not None:
-        tl.store(noisy_entropy_ptr + row, H, mask=inside)
     if (predictive_entropy_ptr is not None) or (mutual_information_ptr is not None):
         start = row_output.row_start(rows_ptr, row, B, stride_a, stride_b, 1, FOLDED)
         k = tl.load(tops_ptr + row, mask=inside, other=0)
         if top_ptr is not None:
             noise = _noise(top_ptr, std, scale, row_id_ptr, seed_ptr, seed, row, inside)
-        miss = tl.zeros([ROWS, BLOCKS], tl.float32)  # of all classes but k: sum p,
-        rest = tl.zeros([ROWS, BLOCKS], tl.float32)  # sum -p ln p
-        of_top = tl.zeros([ROWS, BLOCKS], tl.float32)
+        miss = tl.zeros([ROWS, BLOCKS], tl.float32)  # the sum of p over all classes but k
+        rest = tl.zeros([ROWS, BLOCKS], tl.float32)  # the sum of -p ln p over them
+        of_top = tl.zeros([ROWS, BLOCKS], tl.float32)  # -p ln p of k
         for tile in range(0, tl.cdiv(C, 4 * BLOCKS)):
             n = (tile * BLOCKS + tl.arange(0, BLOCKS))[None, :]
             if top_ptr is not None:
@@ -202,22 +208,28 @@ def _mixtures(
                 p1 = tl.fma(row_stats.exp(y[1] - M, True)[1], c, p1)
                 p2 = tl.fma(row_stats.exp(y[2] - M, True)[1], c, p2)
                 p3 = tl.fma(row_stats.exp(y[3] - M, True)[1], c, p3)
-            p = p0, p1, p2, p3
-            for q in tl.static_range(4):
-                mean = p[q] * share
-                term = -mean * tl.log(tl.where(mean > 0.0, mean, 1.0))
-                top = philox.first_column(n) + 8 * q == k
-                miss += tl.where(top, 0.0, mean)
-                rest += tl.where(top, 0.0, term)
-                of_top += tl.where(top, term, 0.0)
+            m0, r0, t0 = _apart(p0 * share, philox.first_column(n) == k)
+            m1, r1, t1 = _apart(p1 * share, philox.first_column(n) + 8 == k)
+            m2, r2, t2 = _apart(p2 * share, philox.first_column(n) + 16 == k)
+            m3, r3, t3 = _apart(p3 * share, philox.first_column(n) + 24 == k)
+            miss += (m0 + m1) + (m2 + m3)
+            rest += (r0 + r1) + (r2 + r3)
+            of_top += (t0 + t1) + (t2 + t3)
         s = tl.sum(miss, axis=1)[:, None]
         confident = tl.minimum(s, 0.5)
         of_top = tl.where(s < 0.5, (confident - 1.0) * row_stats.log1p(-confident), tl.sum(of_top, axis=1)[:, None])
         predictive = tl.sum(rest, axis=1)[:, None] + of_top
         if predictive_entropy_ptr is not None:
             tl.store(predictive_entropy_ptr + row, predictive, mask=inside)
+    if (noisy_entropy_ptr is not None) or (mutual_information_ptr is not None):
+        noisy = tl.zeros([ROWS, 1], tl.float32)
+        for draw in range(0, draws):
+            noisy += tl.load(states_ptr + draw * tl.full([1, 1], N, tl.int64) + row, mask=inside, other=0.0)
+        noisy *= share
+        if noisy_entropy_ptr is not None:
+            tl.store(noisy_entropy_ptr + row, noisy, mask=inside)
         if mutual_information_ptr is not None:
-            shared = tl.maximum(predictive - H, 0.0, propagate_nan=tl.PropagateNan.ALL)
+            shared = tl.maximum(predictive - noisy, 0.0, propagate_nan=tl.PropagateNan.ALL)
             tl.store(mutual_information_ptr + row, shared, mask=inside)
 
 
@@ -241,11 +253,12 @@ def draw_scores(
     N = A * B
     unit, folded, _, stride_a, stride_b = row_layout(members[0])
     layout = (members.stride(0), C, N, B, stride_a * unit, stride_b * unit)
-    ROWS, BLOCKS = philox.tile_of(C, 1024)
     states = torch.empty(3, draws, N, dtype=torch.float32, device=rows.device)
     tops = torch.empty(N, dtype=torch.int32, device=rows.device)
     given = (rows, top, std, scale, row_id, seed_tensor, seed, states, tops, draws, *layout)
-    programs = triton.cdiv(N, ROWS)
-    options = {"num_warps": ROWS * BLOCKS // 64, **LAUNCH}
-    _draw_states[(programs * draws,)](*given, folded, ROWS, BLOCKS, **options)
-    _mixtures[(programs,)](*given, *out, folded, ROWS, BLOCKS, **options)
+    ROWS, BLOCKS = philox.tile_of(C, 1024)
+    grid = (triton.cdiv(N, ROWS) * draws,)
+    _draw_states[grid](*given, folded, ROWS, BLOCKS, num_warps=ROWS * BLOCKS // 64, **LAUNCH)
+    ROWS, BLOCKS = philox.tile_of(C, 512)  # with more, registers would spill
+    grid = (triton.cdiv(N, ROWS),)
+    _mixtures[grid](*given, *out, folded, ROWS, BLOCKS, num_warps=ROWS * BLOCKS // 64, **LAUNCH)

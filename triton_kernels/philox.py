@@ -1,7 +1,7 @@
 """Random numbers as a pure function of a seed, a row's id and a place; csrc/philox.h in Triton.
 
-Philox4x32-10 is Triton's own, whose words are Random123's; what the counter says is ours. Column j of a row uses word
-(j // 8) % 4 of block (j // 32) * 8 + j % 8: so neighbouring lanes take neighbouring columns, and no word is left over.
+Philox4x32-10 is Triton's own, whose words are Random123's; what the counter says is ours. Column j of a row has word
+(j // 8) % 4 of block (j // 32) * 8 + j % 8: neighbouring lanes take neighbouring columns, and no word is left over.
 """
 
 import triton
@@ -138,10 +138,7 @@ def _normals(
     if seed_ptr is not None:
         seed = tl.load(seed_ptr)
     w0, w1, w2, w3 = random_words(seed, PURPOSE, row_id, tl.full((1, 1), draw, tl.int64), n)
-    if UNIFORM:
-        found = uniform(w0), uniform(w1), uniform(w2), uniform(w3)
-    else:
-        found = normals_of(w0, w1, w2, w3)
+    found = (uniform(w0), uniform(w1), uniform(w2), uniform(w3)) if UNIFORM else normals_of(w0, w1, w2, w3)
     for q in tl.static_range(4):
         column = first_column(n) + 8 * q
         tl.store(out_ptr + row * columns + column, found[q], mask=(row < N) & (column < columns))

@@ -60,8 +60,8 @@ def grads(scores):
 
 @pytest.fixture
 def draws():
-    """draws(x [N, C] or [A, B, C], count, std, scale, row_id, seed, names) -> {name: tensor on the CPU}; for an ensemble
-    [T, A, B, C] without a count."""
+    """draws(x [N, C] or [A, B, C], count, std, scale, row_id, seed, names) -> {name: tensor on the CPU}; an ensemble
+    [T, A, B, C] has no count."""
 
     def run(x, count=None, std=0.0, scale=1.0, row_id=None, seed=0, names=DRAW_NAMES) -> dict[str, Tensor]:
         rows = as_rows(x)
