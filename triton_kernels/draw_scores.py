@@ -23,26 +23,21 @@ NO_COLUMN = tl.constexpr(2**31 - 1)
 
 
 @triton.jit
-def _number(given, row, inside):
-    """Each row's own number, or one for all."""
-    if tl.to_tensor(given).dtype.is_ptr():
-        return tl.load(given + row, mask=inside, other=1.0)
-    else:
-        return given
-
-
-@triton.jit
-def _noise(top_ptr, std, scale, row_id_ptr, seed_ptr, seed, row, inside):
+def _noise(top_ptr, std_ptr, std, scale_ptr, scale, row_id_ptr, seed_ptr, seed, row, inside):
     """What makes the noisy copies of rows: top, std, scale, seed and id."""
     top = tl.load(top_ptr + row, mask=inside, other=0.0)
     top = tl.maximum(top, row_stats.LOWEST, propagate_nan=tl.PropagateNan.ALL)
     top = tl.where(top == row_stats.INFINITY, float("nan"), top)
+    if std_ptr is not None:
+        std = tl.load(std_ptr + row, mask=inside, other=0.0)
+    if scale_ptr is not None:
+        scale = tl.load(scale_ptr + row, mask=inside, other=1.0)
     row_id = row
     if row_id_ptr is not None:
         row_id = tl.load(row_id_ptr + row, mask=inside, other=0)
     if seed_ptr is not None:
         seed = tl.load(seed_ptr)
-    return top, _number(std, row, inside), _number(scale, row, inside), seed, row_id
+    return top, std, scale, seed, row_id
 
 
 @triton.jit
@@ -88,7 +83,9 @@ def _one_more(M, S, T, K, y, column):
 def _draw_states(
     rows_ptr,
     top_ptr,  # None: an ensemble
+    std_ptr,  # None: std, and so on
     std,
+    scale_ptr,
     scale,
     row_id_ptr,
     seed_ptr,
@@ -114,7 +111,7 @@ def _draw_states(
     if top_ptr is None:
         start += draw.to(tl.int64) * stride_t
     else:
-        noise = _noise(top_ptr, std, scale, row_id_ptr, seed_ptr, seed, row, inside)
+        noise = _noise(top_ptr, std_ptr, std, scale_ptr, scale, row_id_ptr, seed_ptr, seed, row, inside)
     M = tl.full([ROWS, BLOCKS], -row_stats.INFINITY, tl.float32)
     S = tl.zeros([ROWS, BLOCKS], tl.float32)
     T = tl.zeros([ROWS, BLOCKS], tl.float32)
@@ -154,7 +151,9 @@ def _apart(p, top):
 def _mixtures(
     rows_ptr,
     top_ptr,
+    std_ptr,
     std,
+    scale_ptr,
     scale,
     row_id_ptr,
     seed_ptr,
@@ -184,7 +183,7 @@ def _mixtures(
         start = row_output.row_start(rows_ptr, row, B, stride_a, stride_b, 1, FOLDED)
         k = tl.load(tops_ptr + row, mask=inside, other=0)
         if top_ptr is not None:
-            noise = _noise(top_ptr, std, scale, row_id_ptr, seed_ptr, seed, row, inside)
+            noise = _noise(top_ptr, std_ptr, std, scale_ptr, scale, row_id_ptr, seed_ptr, seed, row, inside)
         miss = tl.zeros([ROWS, BLOCKS], tl.float32)  # the sum of p over all classes but k
         rest = tl.zeros([ROWS, BLOCKS], tl.float32)  # the sum of -p ln p over them
         of_top = tl.zeros([ROWS, BLOCKS], tl.float32)  # -p ln p of k
@@ -255,7 +254,8 @@ def draw_scores(
     layout = (members.stride(0), C, N, B, stride_a * unit, stride_b * unit)
     states = torch.empty(3, draws, N, dtype=torch.float32, device=rows.device)
     tops = torch.empty(N, dtype=torch.int32, device=rows.device)
-    given = (rows, top, std, scale, row_id, seed_tensor, seed, states, tops, draws, *layout)
+    stds, scales = ((given, 0.0) if isinstance(given, Tensor) else (None, given) for given in (std, scale))
+    given = (rows, top, *stds, *scales, row_id, seed_tensor, seed, states, tops, draws, *layout)
     ROWS, BLOCKS = philox.tile_of(C, 1024)
     grid = (triton.cdiv(N, ROWS) * draws,)
     _draw_states[grid](*given, folded, ROWS, BLOCKS, num_warps=ROWS * BLOCKS // 64, **LAUNCH)

@@ -80,8 +80,9 @@ def _cosine_sine(word):
 @triton.jit
 def normals_of(w0, w1, w2, w3):
     """The normals of a block's four columns (Box and Muller, 1958), each within 1e-6."""
-    r, (c, s) = _radius(w0), _cosine_sine(w1)
-    r2, (c2, s2) = _radius(w2), _cosine_sine(w3)
+    r, r2 = _radius(w0), _radius(w2)
+    c, s = _cosine_sine(w1)
+    c2, s2 = _cosine_sine(w3)
     return r * c, r * s, r2 * c2, r2 * s2
 
 
