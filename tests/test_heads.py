@@ -183,7 +183,7 @@ def test_one_weight_for_all_labels(place):
         assert (found.loss >= ta.score_binary(given, target, backend=place.backend).loss).all()
 
 
-@pytest.mark.parametrize("size", [1, 5, 8, 9, 40, 1030])
+@pytest.mark.parametrize("size", [1, 5, 8, 9, 1030])
 def test_a_sample_has_the_same_bits_alone_and_in_a_batch(size, place):
     if place.backend == "reference":
         pytest.skip("torch's own functions differ in the tail of a vector")
@@ -208,10 +208,9 @@ def test_threads_change_nothing(size, threads):
     assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_any_strides(dtype, place):
+def test_any_strides(place):
     """Views of the logits and of the target, each in its own way; nothing that was given is written to."""
-    cube = noise(6, 9, 40).to(place.device, dtype)
+    cube = noise(6, 9, 40).to(place.device, torch.bfloat16)
     views = {
         "row stride": (cube[:, 3], cube[1:, 0]),
         "misaligned": (cube[0, :, 1:30], cube[2, :, 3:32]),
