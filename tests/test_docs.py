@@ -31,6 +31,7 @@ def test_readme_code_runs(block, capsys):
         "target": torch.randint(10, (128,)),
         "tokens": torch.randint(10, (128,)),
         "weight": torch.rand(10),
+        "labels": torch.rand(128, 10) < 0.3,
         "x": torch.randn(128, 4),
         "model": torch.nn.Sequential(
             collections.OrderedDict(encoder=torch.nn.Linear(4, 8), head=torch.nn.Linear(8, 10))
