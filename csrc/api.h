@@ -22,11 +22,13 @@ enum Slot : int {
 };
 
 // Rows [outer, inner, classes]; row i is at (i / inner) * outer_stride + (i % inner) * inner_stride, its classes dense.
+// On the CPU they may also stand class_stride apart: then the rows of an `inner` are neighbours in memory, 16 or more,
+// and what has the rows' shape (gradients, probabilities) lies there as [outer, classes, inner], else as [N, classes].
 struct Rows {
     const void* data;
     Dtype dtype;
     int64_t outer, inner, classes;
-    int64_t outer_stride, inner_stride;
+    int64_t outer_stride, inner_stride, class_stride = 1;
     int64_t count() const { return outer * inner; }
 };
 
@@ -51,7 +53,7 @@ struct Number {
 // What a loss asks for besides: torchassay/options.py. In float32, float64 for float64 rows.
 struct Options {
     const void* weight;         // [C], or null
-    const void* probabilities;  // [N, C] dense, in the place of labels, or null
+    const void* probabilities;  // [N, C] dense (see Rows), in the place of labels, or null
     Number temperature;
     double label_smoothing, softcap, z_loss;  // softcap 0: none
 };
@@ -60,7 +62,7 @@ struct Options {
 // kPrediction int64; kStats [6, N]: m, u, z, r, miss, mu). Returns the first row whose target is out of range, or -1.
 int64_t row_scores(const Rows& rows, const Targets& targets, void* const out[kSlots], int threads);
 
-// d (sum grad_loss loss + grad_entropy entropy) / d rows into out [N, classes], dense, in the rows' dtype.
+// d (sum grad_loss loss + grad_entropy entropy) / d rows into out [N, classes], dense (see Rows), in the rows' dtype.
 void row_grads(const Rows& rows, const Targets& targets, const void* stats, const Upstream& grad_loss,
                const Upstream& grad_entropy, void* out, int threads);
 

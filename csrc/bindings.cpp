@@ -21,22 +21,52 @@ std::array<void*, kSlots> slots_of(const py::sequence& out) {
 }
 
 int64_t scores(uintptr_t data, int dtype, int64_t outer, int64_t inner, int64_t classes, int64_t outer_stride,
-               int64_t inner_stride, uintptr_t target, bool wide, int64_t ignore_index, const py::sequence& out,
-               int threads) {
-    const Rows rows{pointer(data), Dtype(dtype), outer, inner, classes, outer_stride, inner_stride};
+               int64_t inner_stride, int64_t class_stride, uintptr_t target, bool wide, int64_t ignore_index,
+               const py::sequence& out, int threads) {
+    const Rows rows{pointer(data), Dtype(dtype), outer, inner, classes, outer_stride, inner_stride, class_stride};
     const auto slots = slots_of(out);
     py::gil_scoped_release release;
     return row_scores(rows, Targets{pointer(target), wide, ignore_index}, slots.data(), threads);
 }
 
 void grads(uintptr_t data, int dtype, int64_t outer, int64_t inner, int64_t classes, int64_t outer_stride,
-           int64_t inner_stride, uintptr_t target, bool wide, int64_t ignore_index, uintptr_t stats,
-           uintptr_t grad_loss, int64_t loss_stride, uintptr_t grad_entropy, int64_t entropy_stride, uintptr_t out,
-           int threads) {
-    const Rows rows{pointer(data), Dtype(dtype), outer, inner, classes, outer_stride, inner_stride};
+           int64_t inner_stride, int64_t class_stride, uintptr_t target, bool wide, int64_t ignore_index,
+           uintptr_t stats, uintptr_t grad_loss, int64_t loss_stride, uintptr_t grad_entropy, int64_t entropy_stride,
+           uintptr_t out, int threads) {
+    const Rows rows{pointer(data), Dtype(dtype), outer, inner, classes, outer_stride, inner_stride, class_stride};
     py::gil_scoped_release release;
     row_grads(rows, Targets{pointer(target), wide, ignore_index}, pointer(stats), {pointer(grad_loss), loss_stride},
               {pointer(grad_entropy), entropy_stride}, reinterpret_cast<void*>(out), threads);
+}
+
+int64_t scores_with_options(uintptr_t data, int dtype, int64_t outer, int64_t inner, int64_t classes,
+                            int64_t outer_stride, int64_t inner_stride, int64_t class_stride, uintptr_t target,
+                            bool wide, int64_t ignore_index, uintptr_t weight, uintptr_t probabilities,
+                            double label_smoothing, uintptr_t temperatures, double temperature, double softcap,
+                            double z_loss, const py::sequence& out, int threads) {
+    const Rows rows{pointer(data), Dtype(dtype), outer, inner, classes, outer_stride, inner_stride, class_stride};
+    const Options options{
+        pointer(weight), pointer(probabilities), {pointer(temperatures), temperature}, label_smoothing, softcap,
+        z_loss};
+    const auto slots = slots_of(out);
+    py::gil_scoped_release release;
+    return option_scores(rows, Targets{pointer(target), wide, ignore_index}, options, slots.data(), threads);
+}
+
+void grads_with_options(uintptr_t data, int dtype, int64_t outer, int64_t inner, int64_t classes, int64_t outer_stride,
+                        int64_t inner_stride, int64_t class_stride, uintptr_t target, bool wide, int64_t ignore_index,
+                        uintptr_t weight, uintptr_t probabilities, double label_smoothing, uintptr_t temperatures,
+                        double temperature, double softcap, double z_loss, uintptr_t stats, uintptr_t grad_loss,
+                        int64_t loss_stride, uintptr_t grad_entropy, int64_t entropy_stride, uintptr_t out,
+                        int threads) {
+    const Rows rows{pointer(data), Dtype(dtype), outer, inner, classes, outer_stride, inner_stride, class_stride};
+    const Options options{
+        pointer(weight), pointer(probabilities), {pointer(temperatures), temperature}, label_smoothing, softcap,
+        z_loss};
+    py::gil_scoped_release release;
+    option_grads(rows, Targets{pointer(target), wide, ignore_index}, options, pointer(stats),
+                 {pointer(grad_loss), loss_stride}, {pointer(grad_entropy), entropy_stride},
+                 reinterpret_cast<void*>(out), threads);
 }
 
 HeadTask head_task(uintptr_t data, int dtype, int64_t rows, int64_t outputs, int64_t stride, uintptr_t target,
@@ -205,6 +235,8 @@ PYBIND11_MODULE(_native, module, py::mod_gil_not_used()) {
     module.doc() = "C++ and CUDA kernels of torchassay";
     module.def("row_scores", &scores);
     module.def("row_grads", &grads);
+    module.def("option_scores", &scores_with_options);
+    module.def("option_grads", &grads_with_options);
     module.def("head_scores", &heads);
     module.def("uniforms", &draw);
     module.def("normals", &numbers);

@@ -86,7 +86,7 @@ TORCHASSAY_INLINE void draws_in_lanes(const DrawJob& job, int64_t begin, int64_t
                 for (int lane = 0; lane < n; ++lane) members[lane] = rows[lane] + t * job.draws.stride;
                 transpose<float, In>(members, classes, y);
             }
-            const RowState<F32> state = lanes_state<float, true, false>(y, classes);
+            const RowState<F32> state = lanes_state<float, Wanted<true, false>>(y, classes, Unscaled{});
             const Finished<F32> f = finish(state, infinity);
             entropy += f.log_c + entropy_offset(f, state);
             if (job.wants_mixture()) add_probabilities(y, classes, f.m, f.c, p);

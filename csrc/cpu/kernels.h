@@ -10,13 +10,16 @@
 
 namespace torchassay {
 
-constexpr int64_t kSegment = 8192;  // long rows are cut here, always, so threads never change a bit
-constexpr int64_t kInLanes = 256;   // rows of at most this many classes stand in lanes: 16 KB of L1
+constexpr int64_t kSegment = 8192;   // long rows are cut here, always, so threads never change a bit
+constexpr int64_t kInLanes = 256;    // rows of at most this many classes stand in lanes: 16 KB of L1
+constexpr int64_t kNeighbours = 64;  // rows of an `inner` with their classes apart that are worked on together, or more
 
 // The state of one segment of a row: see row_stats.h.
 struct Segment {
     double m, u, R, T, Q;
-    int64_t k;  // the lowest column of m
+    int64_t k;       // the lowest column of m
+    double A;        // sum of u - x_j over all classes but the top one, where a smoothed label asks for it
+    int64_t others;  // how many those are
 };
 
 struct ScoreJob {
@@ -37,6 +40,32 @@ struct GradJob {
     void* out;
 };
 
+// The options of a call as kernels read them. Without a target only temperature and softcap are left.
+struct OptionTerms {
+    Options options;
+    // what every row's target has in common, in the dtype of the options, followed by four vectors of 0, or null
+    const void* spread;  // label_smoothing / classes w_j
+    const void* own;     // (1 - label_smoothing) w_j, the factor of a probability
+
+    // evenly smoothed labels: their sums need no second look at the logits
+    bool smoothed() const {
+        return options.label_smoothing > 0 && !options.weight && !options.probabilities && !capped();
+    }
+    bool capped() const { return options.softcap > 0; }
+    // a row's logits are mapped first, and the norm of its gradient is a sum of its own
+    bool swept() const { return options.probabilities || capped() || (options.weight && options.label_smoothing > 0); }
+};
+
+struct OptionJob : ScoreJob, OptionTerms {
+    OptionJob(const Rows& rows, const Targets& targets, void* const* out, const OptionTerms& terms)
+        : ScoreJob{rows, targets, out, {INT64_MAX}}, OptionTerms(terms) {}
+};
+
+struct OptionGradJob : GradJob, OptionTerms {};
+
+// Swept rows along memory are taken so many at once: their numbers are finished together.
+inline int64_t swept_at_once(int64_t classes) { return classes > 4096 ? 1 : classes > 512 ? 8 : 16; }
+
 struct DrawJob {
     Rows rows;
     Draws draws;
@@ -56,15 +85,23 @@ struct NormalJob {
 };
 
 // clang-format off
-// Every kernel: its result, name and parameters.
-#define TORCHASSAY_EACH_KERNEL(kernel)                                                                             \
-    kernel(void, score_rows, (ScoreJob&, int64_t begin, int64_t end))                                              \
-    kernel(void, score_segment, (const ScoreJob&, int64_t row, int64_t segment, Segment* out))                     \
-    kernel(void, score_states, (ScoreJob&, int64_t begin, int64_t end, const Segment* states)) /* [N, segments] */ \
-    kernel(void, grad_columns, (const GradJob&, int64_t row, int64_t begin, int64_t end))                          \
-    kernel(int64_t, draw_scratch, (const DrawJob&)) /* bytes of memory that draw_rows needs */                     \
-    kernel(void, draw_rows, (const DrawJob&, int64_t begin, int64_t end, void* scratch))                           \
-    kernel(void, normal_rows, (const NormalJob&, int64_t begin, int64_t end))                                      \
+// Every kernel: its result, name and parameters. `scratch` of the first and of those with options begins on a cache
+// line: 64 bytes a class and three vectors more for rows with their classes apart, three times as much for swept ones.
+#define TORCHASSAY_EACH_KERNEL(kernel)                                                                                \
+    kernel(void, score_rows, (ScoreJob&, int64_t begin, int64_t end, void* scratch))                                  \
+    kernel(void, score_segment, (const ScoreJob&, int64_t row, int64_t segment, Segment* out))                        \
+    kernel(void, score_states, (ScoreJob&, int64_t begin, int64_t end, const Segment* states)) /* [N, segments] */    \
+    kernel(void, grad_columns, (const GradJob&, int64_t row, int64_t begin, int64_t end))                             \
+    kernel(void, grad_neighbours, (const GradJob&, int64_t begin, int64_t end)) /* rows of one `inner` */             \
+    kernel(void, option_rows, (OptionJob&, int64_t begin, int64_t end, void* scratch))                                \
+    kernel(void, option_segment, (const OptionJob&, int64_t row, int64_t segment, Segment* out))                      \
+    kernel(void, option_states, (OptionJob&, int64_t begin, int64_t end, const Segment* states))                      \
+    kernel(void, sweep_rows, (OptionJob&, int64_t begin, int64_t end, void* scratch))                                 \
+    kernel(void, option_columns, (const OptionGradJob&, int64_t row, int64_t begin, int64_t end))                     \
+    kernel(void, option_neighbours, (const OptionGradJob&, int64_t begin, int64_t end))                               \
+    kernel(int64_t, draw_scratch, (const DrawJob&)) /* bytes of memory that draw_rows needs */                        \
+    kernel(void, draw_rows, (const DrawJob&, int64_t begin, int64_t end, void* scratch))                              \
+    kernel(void, normal_rows, (const NormalJob&, int64_t begin, int64_t end))                                         \
     kernel(void, score_heads, (const HeadTask&, int64_t begin, int64_t end))
 // clang-format on
 

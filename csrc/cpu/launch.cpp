@@ -55,6 +55,110 @@ int64_t rows_at_once(int64_t rows, int64_t classes, int threads, int lanes) {
     return chunk > lanes ? chunk : lanes;
 }
 
+// Rows whose classes stand apart go to a kernel by neighbours in memory.
+void for_neighbours(const Rows& rows, int threads, const std::function<void(int64_t, int64_t)>& body) {
+    const int64_t parts = rows.inner < 2 * kNeighbours ? 1 : rows.inner / kNeighbours;
+    parallel_for(rows.outer * parts, 1 + 16384 / (kNeighbours * rows.classes), threads,
+                 [&](int64_t begin, int64_t end) {
+                     for (int64_t i = begin; i < end; ++i) {
+                         const int64_t start = i / parts * rows.inner, part = i % parts;
+                         body(start + part * kNeighbours,
+                              part + 1 < parts ? start + (part + 1) * kNeighbours : start + rows.inner);
+                     }
+                 });
+}
+
+// Rows along memory go to a kernel by segments, each as row, begin and end of its columns.
+void for_segments(const Rows& rows, int threads, const std::function<void(int64_t, int64_t, int64_t)>& body) {
+    const int64_t segments = (rows.classes + kSegment - 1) / kSegment;
+    int64_t chunk = 16384 / rows.classes * segments;
+    if (chunk < 1) chunk = 1;
+    parallel_for(rows.count() * segments, chunk, threads, [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i) {
+            const int64_t start = i % segments * kSegment, stop = start + kSegment;
+            body(i / segments, start, stop < rows.classes ? stop : rows.classes);
+        }
+    });
+}
+
+// Memory of the calling thread, which it keeps; from a cache line on.
+void* scratch(size_t bytes) {
+    thread_local std::unique_ptr<char[]> kept;
+    thread_local size_t size = 0;
+    if (size < bytes + 64) {
+        kept.reset();  // two at once would be more than is needed
+        kept.reset(new char[bytes + 64]);
+        size = bytes + 64;
+    }
+    return reinterpret_cast<void*>((reinterpret_cast<uintptr_t>(kept.get()) + 63) & ~uintptr_t(63));
+}
+
+int64_t bad_row(const ScoreJob& job) {
+    const int64_t first = job.bad_row.load();
+    return first == INT64_MAX ? -1 : first;
+}
+
+// The scores of a job by its kernels: `score` rows, or a `segment` of a row whose states are then `joined`.
+template <class Job>
+int64_t score(Job& job, int threads, int lanes, void (*rows)(Job&, int64_t, int64_t, void*),
+              void (*segment)(const Job&, int64_t, int64_t, Segment*),
+              void (*joined)(Job&, int64_t, int64_t, const Segment*)) {
+    const int64_t count = job.rows.count(), classes = job.rows.classes, segments = job.segments();
+    if (job.rows.class_stride != 1) {
+        for_neighbours(job.rows, threads,
+                       [&](int64_t begin, int64_t end) { rows(job, begin, end, scratch(64 * (classes + 3))); });
+    } else if (segments > 1 && count < int64_t(threads) * lanes) {
+        // few long rows: threads over their segments, which are then joined in order
+        std::vector<Segment> states(count * segments);
+        parallel_for(count * segments, 1, threads, [&](int64_t begin, int64_t end) {
+            for (int64_t i = begin; i < end; ++i) segment(job, i / segments, i % segments, &states[i]);
+        });
+        joined(job, 0, count, states.data());
+    } else {
+        parallel_for(count, rows_at_once(count, classes, threads, lanes), threads,
+                     [&](int64_t begin, int64_t end) { rows(job, begin, end, nullptr); });
+    }
+    return bad_row(job);
+}
+
+// What the targets of all rows have in common: see OptionTerms.
+template <class T>
+std::vector<T> by_class(const Options& options, int64_t classes, double factor) {
+    std::vector<T> found(classes + 4 * 64 / sizeof(T));
+    const T* weight = static_cast<const T*>(options.weight);
+    for (int64_t j = 0; j < classes; ++j) found[j] = T(factor * (weight ? double(weight[j]) : 1.0));
+    return found;
+}
+struct ByClass {
+    std::vector<float> narrow;
+    std::vector<double> wide;
+    ByClass(const Rows& rows, const Options& options, double factor) {
+        if (rows.dtype == Dtype::kFloat64)
+            wide = by_class<double>(options, rows.classes, factor);
+        else
+            narrow = by_class<float>(options, rows.classes, factor);
+    }
+    const void* data() const { return wide.empty() ? static_cast<const void*>(narrow.data()) : wide.data(); }
+};
+
+// Calls `call` with the options of a call as kernels read them.
+template <class Call>
+void with_terms(const Rows& rows, const Targets& targets, const Options& given, const Call& call) {
+    OptionTerms terms{given, nullptr, nullptr};
+    Options& options = terms.options;
+    if (!targets.data && !options.probabilities) options.weight = nullptr, options.label_smoothing = options.z_loss = 0;
+    std::unique_ptr<ByClass> spread, own;
+    if (options.label_smoothing > 0 || options.probabilities) {
+        spread = std::make_unique<ByClass>(rows, options, options.label_smoothing / double(rows.classes));
+        terms.spread = spread->data();
+    }
+    if (options.probabilities) {
+        own = std::make_unique<ByClass>(rows, options, 1 - options.label_smoothing);
+        terms.own = own->data();
+    }
+    call(terms);
+}
+
 }  // namespace
 
 const char* cpu_isas() {
@@ -80,36 +184,63 @@ bool set_cpu_isa(const char* name) {
 int64_t row_scores(const Rows& rows, const Targets& targets, void* const out[kSlots], int threads) {
     const Kernels* kernels = chosen;
     ScoreJob job{rows, targets, out, {INT64_MAX}};
-    const int64_t count = rows.count(), segments = job.segments();
-    threads = threads_for(count * rows.classes, threads);
-    if (segments > 1 && count < int64_t(threads) * kernels->lanes) {
-        // few long rows: threads over their segments, which are then joined in order
-        std::vector<Segment> states(count * segments);
-        parallel_for(count * segments, 1, threads, [&](int64_t begin, int64_t end) {
-            for (int64_t i = begin; i < end; ++i) kernels->score_segment(job, i / segments, i % segments, &states[i]);
-        });
-        kernels->score_states(job, 0, count, states.data());
-    } else {
-        parallel_for(count, rows_at_once(count, rows.classes, threads, kernels->lanes), threads,
-                     [&](int64_t begin, int64_t end) { kernels->score_rows(job, begin, end); });
-    }
-    const int64_t bad_row = job.bad_row.load();
-    return bad_row == INT64_MAX ? -1 : bad_row;
+    threads = threads_for(rows.count() * rows.classes, threads);
+    return score(job, threads, kernels->lanes, kernels->score_rows, kernels->score_segment, kernels->score_states);
 }
 
 void row_grads(const Rows& rows, const Targets& targets, const void* stats, const Upstream& grad_loss,
                const Upstream& grad_entropy, void* out, int threads) {
     const Kernels* kernels = chosen;
     const GradJob job{rows, targets, stats, grad_loss, grad_entropy, out};
-    const int64_t count = rows.count(), segments = (rows.classes + kSegment - 1) / kSegment;
-    threads = threads_for(count * rows.classes, threads);
-    int64_t chunk = 16384 / rows.classes * segments;
-    if (chunk < 1) chunk = 1;
-    parallel_for(count * segments, chunk, threads, [&](int64_t begin, int64_t end) {
-        for (int64_t i = begin; i < end; ++i) {
-            const int64_t start = i % segments * kSegment, stop = start + kSegment;
-            kernels->grad_columns(job, i / segments, start, stop < rows.classes ? stop : rows.classes);
+    threads = threads_for(rows.count() * rows.classes, threads);
+    if (rows.class_stride != 1)
+        for_neighbours(rows, threads, [&](int64_t begin, int64_t end) { kernels->grad_neighbours(job, begin, end); });
+    else
+        for_segments(rows, threads,
+                     [&](int64_t row, int64_t begin, int64_t end) { kernels->grad_columns(job, row, begin, end); });
+}
+
+int64_t option_scores(const Rows& rows, const Targets& targets, const Options& options, void* const out[kSlots],
+                      int threads) {
+    const Kernels* kernels = chosen;
+    const int64_t count = rows.count(), classes = rows.classes;
+    threads = threads_for(count * classes, threads);
+    int64_t bad = -1;
+    with_terms(rows, targets, options, [&](const OptionTerms& terms) {
+        OptionJob job(rows, targets, out, terms);
+        if (!terms.swept()) {
+            bad = score(job, threads, kernels->lanes, kernels->option_rows, kernels->option_segment,
+                        kernels->option_states);
+            return;
         }
+        const auto sweep = [&](int64_t begin, int64_t end) {
+            // in lanes, or several rows along memory, each up to four vectors longer than its classes
+            const int64_t width = rows.class_stride != 1 ? 64 : 8 * swept_at_once(classes);
+            const int64_t bytes = 3 * (width > 64 ? width : 64) * (classes + 4 * 16);
+            kernels->sweep_rows(job, begin, end, scratch(size_t(bytes)));
+        };
+        if (rows.class_stride != 1)
+            for_neighbours(rows, threads, sweep);
+        else
+            parallel_for(count, rows_at_once(count, classes, threads, kernels->lanes), threads, sweep);
+        bad = bad_row(job);
+    });
+    return bad;
+}
+
+void option_grads(const Rows& rows, const Targets& targets, const Options& options, const void* stats,
+                  const Upstream& grad_loss, const Upstream& grad_entropy, void* out, int threads) {
+    const Kernels* kernels = chosen;
+    threads = threads_for(rows.count() * rows.classes, threads);
+    with_terms(rows, targets, options, [&](const OptionTerms& terms) {
+        const OptionGradJob job{{rows, targets, stats, grad_loss, grad_entropy, out}, terms};
+        if (rows.class_stride != 1)
+            for_neighbours(rows, threads,
+                           [&](int64_t begin, int64_t end) { kernels->option_neighbours(job, begin, end); });
+        else
+            for_segments(rows, threads, [&](int64_t row, int64_t begin, int64_t end) {
+                kernels->option_columns(job, row, begin, end);
+            });
     });
 }
 

@@ -14,27 +14,27 @@ namespace {
 template <class T>
 using V = typename Simd<T>::V;
 
-// What a row's gradient is made of, one number each.
+// What the gradient of a row is made of, the same number in all lanes, or of `lanes` rows.
 template <class T>
 struct RowTerms {
-    T u, g;    // point of reference, and m - u
-    T c, w;    // p of the top class; factor of e^(x_j - u) for the others
-    T gL, gH;  // upstream
-    T mu;
+    V<T> u, g;    // point of reference, and m - u
+    V<T> c, w;    // p of the top class; factor of e^(x_j - u) for the others
+    V<T> gL, gH;  // upstream
+    V<T> mu;
 };
 
+template <class T>
+TORCHASSAY_INLINE RowTerms<T> terms_of(V<T> m, V<T> u, V<T> z, V<T> r, V<T> mu, V<T> gL, V<T> gH) {
+    const auto lone = u == -INFINITY;
+    const V<T> c = 1 / (1 + r), at = lone ? m : u;  // without a rest the top is its own point of reference
+    return {at, m - at, c, lone ? c : z * c, gL, gH, mu};
+}
+
 template <class T, bool kLossGrad, bool kEntropyGrad>
-struct Entry {
-    V<T> u, g, c, w, gL, gH, mu;
-    TORCHASSAY_INLINE explicit Entry(const RowTerms<T>& t)
-        : u(splat<V<T>>(t.u)),
-          g(splat<V<T>>(t.g)),
-          c(splat<V<T>>(t.c)),
-          w(splat<V<T>>(t.w)),
-          gL(splat<V<T>>(t.gL)),
-          gH(splat<V<T>>(t.gH)),
-          mu(splat<V<T>>(t.mu)) {}
+struct Entry : RowTerms<T> {
+    TORCHASSAY_INLINE explicit Entry(const RowTerms<T>& t) : RowTerms<T>(t) {}
     TORCHASSAY_INLINE V<T> operator()(V<T> x) const {
+        const auto& [u, g, c, w, gL, gH, mu] = static_cast<const RowTerms<T>&>(*this);
         const V<T> d = clamp_exponent(x - u), below[1] = {min_or_second(V<T>{}, d)};
         V<T> e[1];
         exp_fast(below, e);
@@ -90,16 +90,11 @@ void grad_columns(const GradJob& job, int64_t row, int64_t begin, int64_t end) {
         std::memset(static_cast<void*>(out + begin), 0, (end - begin) * sizeof(In));
         return;
     }
-    RowTerms<T> t;
-    const bool lone = u == T(-INFINITY);
-    t.c = 1 / (1 + r);
-    t.u = lone ? m : u;  // without a rest the top is its own point of reference
-    t.w = lone ? t.c : z * t.c;
-    t.g = m - t.u;
-    t.gL = loss_grad ? upstream_at<T>(job.grad_loss, row) : T(0);
-    t.gH = entropy_grad ? upstream_at<T>(job.grad_entropy, row) : T(0);
-    t.mu = mu;
-    if (outside) t.c = t.w = T(NAN);
+    const auto all = [](T value) { return splat<V<T>>(value); };
+    const T gL = loss_grad ? upstream_at<T>(job.grad_loss, row) : T(0);
+    const T gH = entropy_grad ? upstream_at<T>(job.grad_entropy, row) : T(0);
+    RowTerms<T> t = terms_of<T>(all(m), all(u), all(z), all(r), all(mu), all(gL), all(gH));
+    if (outside) t.c = t.w = all(T(NAN));
     if (!entropy_grad)
         columns_of<T, In, true, false>(t, x + begin, out + begin, end - begin);
     else if (!loss_grad)
@@ -108,7 +103,7 @@ void grad_columns(const GradJob& job, int64_t row, int64_t begin, int64_t end) {
         columns_of<T, In, true, true>(t, x + begin, out + begin, end - begin);
     if (outside || y < begin || y >= end) return;
     // the entry of the target, where p_y - 1 must not be formed
-    T entry = -t.gL * miss;
+    T entry = -gL * miss;
     if (entropy_grad) {
         const Entry<T, false, true> entropy_entry(t);
         entry += entropy_entry(splat<V<T>>(widen(x[y])))[0];
@@ -116,11 +111,65 @@ void grad_columns(const GradJob& job, int64_t row, int64_t begin, int64_t end) {
     narrow(entry, out + y);
 }
 
+// Rows [begin, end) of one `inner`, at least as many as there are lanes; the last ones may be computed twice.
+template <class T, class In, bool kLossGrad, bool kEntropyGrad>
+void grad_neighbours(const GradJob& job, int64_t begin, int64_t end) {
+    constexpr int n = Simd<T>::kLanes;
+    const int64_t classes = job.rows.classes, count = job.rows.count(), inner = job.rows.inner;
+    const In* const first = RowCursor<In>(job.rows, begin).next();
+    In* const first_out = static_cast<In*>(job.out) + begin / inner * inner * classes + begin % inner;
+    for (int64_t i = begin; i < end; i += n) {
+        if (i + n > end) i = end - n;
+        const In* const x = first + (i - begin);
+        In* const out = first_out + (i - begin);
+        const auto stat = [&](int q) { return load<T>(static_cast<const T*>(job.stats) + q * count + i); };
+        T upstream[2][n] = {}, x_y[n] = {};
+        typename Simd<T>::Int ignored[n] = {}, outside[n] = {};
+        int64_t y[n];
+        for (int lane = 0; lane < n; ++lane) {
+            if (kEntropyGrad) upstream[1][lane] = upstream_at<T>(job.grad_entropy, i + lane);
+            if (!kLossGrad) continue;
+            y[lane] = target_at(job.targets, i + lane);
+            ignored[lane] = y[lane] == job.targets.ignore_index ? -1 : 0;
+            outside[lane] = !ignored[lane] && (y[lane] < 0 || y[lane] >= classes) ? -1 : 0;
+            if (!ignored[lane]) upstream[0][lane] = upstream_at<T>(job.grad_loss, i + lane);
+            if (ignored[lane] || outside[lane]) y[lane] = -1;
+            if (y[lane] >= 0) x_y[lane] = widen(x[y[lane] * job.rows.class_stride + lane]);
+        }
+        const V<T> gL = load<T>(upstream[0]), gH = load<T>(upstream[1]), zero{};
+        const auto skipped = load_mask<T>(ignored), wild = load_mask<T>(outside);
+        RowTerms<T> t = terms_of<T>(stat(0), stat(1), stat(2), stat(3), stat(5), gL, gH);
+        t.c = wild ? splat<V<T>>(T(NAN)) : t.c;
+        t.w = wild ? splat<V<T>>(T(NAN)) : t.w;
+        const Entry<T, kLossGrad, kEntropyGrad> entry(t);
+        for (int64_t j = 0; j < classes; ++j) {
+            V<T> dx = entry(load<T>(x + j * job.rows.class_stride));
+            if (!kEntropyGrad) dx = skipped ? zero : dx;  // also where an ignored row is poisoned
+            store<T>(out + j * inner, dx);
+        }
+        if (!kLossGrad) continue;
+        V<T> own = -gL * stat(4);
+        if (kEntropyGrad) own += Entry<T, false, true>(t)(load<T>(x_y));
+        for (int lane = 0; lane < n; ++lane)
+            if (y[lane] >= 0) narrow(own[lane], out + y[lane] * inner + lane);
+    }
+}
+
+template <class T, class In>
+void grad_neighbours(const GradJob& job, int64_t begin, int64_t end) {
+    if (!job.grad_entropy.data) return grad_neighbours<T, In, true, false>(job, begin, end);
+    if (!job.grad_loss.data) return grad_neighbours<T, In, false, true>(job, begin, end);
+    grad_neighbours<T, In, true, true>(job, begin, end);
+}
+
 }  // namespace
 
 namespace TORCHASSAY_ISA {
 void grad_columns_any(const GradJob& job, int64_t row, int64_t begin, int64_t end) {
     TORCHASSAY_BY_DTYPE(grad_columns, row, begin, end)
+}
+void grad_neighbours_any(const GradJob& job, int64_t begin, int64_t end) {
+    TORCHASSAY_BY_DTYPE(grad_neighbours, begin, end)
 }
 }  // namespace TORCHASSAY_ISA
 }  // namespace torchassay

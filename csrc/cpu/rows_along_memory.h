@@ -44,8 +44,8 @@ TORCHASSAY_INLINE TwoLargest<T> top_of(const Span<In>& span) {
     return over_lanes<T>(a);
 }
 
-template <class T, class In, bool kEntropy, bool kNorm, bool kFromMemory = true>
-TORCHASSAY_INLINE Segment sums_of(const Span<In>& span, const TwoLargest<T>& top) {
+template <class T, class W, class In, class Scale, bool kFromMemory = true>
+TORCHASSAY_INLINE Segment sums_of(const Span<In>& span, const TwoLargest<T>& top, const Scale& scale) {
     constexpr int n = Simd<T>::kLanes;
     const In* const x = span.x;
     const int64_t columns = span.columns;
@@ -59,7 +59,7 @@ TORCHASSAY_INLINE Segment sums_of(const Span<In>& span, const TwoLargest<T>& top
             __builtin_prefetch(reinterpret_cast<const char*>(x + j + 4 * columns) + line);
     };
     const V<T> zero{};
-    F64 R{}, T_sum{}, Q{};
+    F64 R{}, T_sum{}, Q{}, A{};
     for (int64_t j = 0; j < columns;) {
         const int64_t stop = j + kFlush < whole ? j + kFlush : whole;
         Sums<V<T>> sums;
@@ -68,23 +68,34 @@ TORCHASSAY_INLINE Segment sums_of(const Span<In>& span, const TwoLargest<T>& top
             const Pair<V<T>> first = load_pair<T>(x + j), second = load_pair<T>(x + j + 2 * n);
             V<T> d[4] = {min_or_second(zero, first.a - u), min_or_second(zero, first.b - u),
                          min_or_second(zero, second.a - u), min_or_second(zero, second.b - u)};
-            add_exp<kEntropy, kNorm>(sums, d);
+            add_spread<W>(sums, d);
+            add_exp<W>(sums, scale, d);
         }
         for (; j < stop || (j == whole && j < columns); j += 2 * n) {
             ahead(j, 2 * n);
             const Pair<V<T>> pair = j < whole ? load_pair<T>(x + j) : load_pair_tail<T>(x + j, int(columns - j));
             V<T> d[2] = {min_or_second(zero, pair.a - u), min_or_second(zero, pair.b - u)};
-            add_exp<kEntropy, kNorm>(sums, d);
+            if (j < whole) add_spread<W>(sums, d);
+            add_exp<W>(sums, scale, d);
         }
         R += widened<T>(sums.R);
-        if (kEntropy) T_sum += widened<T>(sums.T);
-        if (kNorm) Q += widened<T>(sums.Q);
+        if (W::kEntropy) T_sum += widened<T>(sums.T);
+        if (W::kNorm) Q += widened<T>(sums.Q);
+        if (W::kSpread) A += widened<T>(sums.A);
     }
-    Segment state{double(top.m), double(top.u), sum_lanes(R), -sum_lanes(T_sum), sum_lanes(Q), 0};
+    Segment state{double(top.m), double(top.u), sum_lanes(R), -sum_lanes(T_sum), sum_lanes(Q), 0, 0, columns - 1};
+    if (W::kSpread) {
+        T rest = 0;  // of the tail: its padding has no part in A
+        for (int64_t j = whole; j < columns; ++j) {
+            const T d = widen(x[j]) - u[0];
+            rest += d > 0 ? T(0) : d;
+        }
+        state.A = -(sum_lanes(A) + double(rest));
+    }
     if (top.u == -INFINITY) {
         state.R = state.T = state.Q = state.R - state.R;  // 0, or NaN if one was seen
     } else {
-        state.R -= 1;  // the top class was clamped to e^0: 1 in R and Q, nothing in T, which comes off exactly
+        state.R -= 1;  // the top class was clamped to e^0: 1 in R and Q, nothing in T and A, which comes off exactly
         state.Q -= 1;
     }
     return state;
@@ -100,13 +111,11 @@ TORCHASSAY_INLINE int64_t column_of(const Span<In>& span, T m) {
     return j < span.columns ? span.start + j : 0;
 }
 
-template <class T, class In>
-TORCHASSAY_INLINE Segment sums_of(const ScoreJob& job, const Span<In>& span, const TwoLargest<T>& top) {
-    const bool entropy = job.wants(kEntropy), norm = job.wants(kGradNorm);
-    Segment state = entropy && norm ? sums_of<T, In, true, true>(span, top)
-                    : entropy       ? sums_of<T, In, true, false>(span, top)
-                    : norm          ? sums_of<T, In, false, true>(span, top)
-                                    : sums_of<T, In, false, false>(span, top);
+template <class T, class In, class Job>
+TORCHASSAY_INLINE Segment sums_of(const Job& job, int64_t row, const Span<In>& span, const TwoLargest<T>& top) {
+    const auto scale = scale_of<T>(job, row, 1);
+    Segment state = by_wanted(
+        job, [&](auto wanted) TORCHASSAY_INLINE_LAMBDA { return sums_of<T, decltype(wanted)>(span, top, scale); });
     if (job.wants(kPrediction)) state.k = column_of<T, In>(span, top.m);
     return state;
 }
@@ -117,10 +126,26 @@ TORCHASSAY_INLINE Span<In> span_of(const ScoreJob& job, const In* row, int64_t s
     return {row + start, rest < kSegment ? rest : kSegment, start};
 }
 
-TORCHASSAY_INLINE void join(Segment& all, const Segment& next) {
-    const RowState<double> a{all.m, all.u, all.R, all.T, all.Q}, b{next.m, next.u, next.R, next.T, next.Q};
+// The sum A of a part of a row, which is relative to its own u, relative to a higher one.
+TORCHASSAY_INLINE double spread_below(double u, const Segment& part) {
+    if (part.others == 0) return 0;
+    return part.u == -INFINITY ? INFINITY : part.A + double(part.others) * (u - part.u);
+}
+
+// Joins the state of the next part of a row to that of those before. The sums are in units of the temperature, of which
+// `inverse` is the inverse, the tops are not.
+TORCHASSAY_INLINE void join(Segment& all, const Segment& next, double inverse) {
+    const bool later = next.m > all.m;
+    const double m = later ? next.m : all.m, loser = later ? all.m : next.m, kept = later ? next.u : all.u;
+    const double u = loser > kept ? loser : kept;
+    // a difference of two tops is exact where they are scaled from m on
+    const double origin = inverse == 1 || m - m != 0 ? 0 : m;
+    const auto scaled = [&](double top) { return inverse == 1 ? top : (top - origin) * inverse; };
+    const RowState<double> a{scaled(all.m), scaled(all.u), all.R, all.T, all.Q};
+    const RowState<double> b{scaled(next.m), scaled(next.u), next.R, next.T, next.Q};
     const RowState<double> both = merge<double>(a, b, INFINITY);
-    all = {both.m, both.u, both.R, both.T, both.Q, next.m > all.m ? next.k : all.k};
+    const double A = u == -INFINITY ? INFINITY : spread_below(u, all) + spread_below(u, next) + (u - loser);
+    all = {m, u, both.R, both.T, both.Q, later ? next.k : all.k, A, all.others + next.others + 1};
 }
 
 }  // namespace

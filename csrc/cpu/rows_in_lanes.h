@@ -82,8 +82,19 @@ TORCHASSAY_INLINE void transpose(const In* const* rows, int64_t classes, T* bloc
         for (int64_t j = 0; j < classes; ++j) block[j * n + i] = widen(rows[i][j]);
 }
 
-template <class T, bool kEntropy, bool kNorm>
-TORCHASSAY_INLINE RowState<V<T>> lanes_state(const T* block, int64_t classes) {
+// The same of `lanes` rows that are neighbours in memory, their classes `stride` apart.
+template <class T, class In>
+TORCHASSAY_INLINE void gather(const In* x, int64_t stride, int64_t classes, T* block) {
+    constexpr int n = Simd<T>::kLanes;
+    for (int64_t j = 0; j < classes; ++j) {
+        __builtin_prefetch(x + j * stride + n);  // the next rows
+        store<T>(block + j * n, load<T>(x + j * stride));
+    }
+    for (int64_t j = classes; j % 4; ++j) store<T>(block + j * n, splat<V<T>>(-INFINITY));
+}
+
+template <class T, class W, class Scale>
+TORCHASSAY_INLINE RowSums<V<T>> lanes_state(const T* block, int64_t classes, const Scale& scale) {
     constexpr int n = Simd<T>::kLanes;
     TwoLargest<V<T>> top{splat<V<T>>(-INFINITY), splat<V<T>>(-INFINITY)};
     for (int64_t j = 0; j < classes; ++j) top.add(load<T>(block + j * n));
@@ -91,29 +102,33 @@ TORCHASSAY_INLINE RowState<V<T>> lanes_state(const T* block, int64_t classes) {
     const V<T> u = lone ? V<T>{} : top.u;
     Sums<V<T>> all;
     for (int64_t j = 0; j < classes;) {
-        const int64_t stop = j + 16 < classes ? j + 16 : classes;  // two levels keep the error of long sums down
-        Sums<V<T>> group;
-        for (; j < stop; j += 4) {
-            V<T> d[4];
-            for (int i = 0; i < 4; ++i) d[i] = min_or_second(V<T>{}, load<T>(block + (j + i) * n) - u);
-            add_exp<kEntropy, kNorm>(group, d);
+        const int64_t end = j + kInLanes < classes ? j + kInLanes : classes;
+        Sums<V<T>> part;
+        while (j < end) {
+            const int64_t stop = j + 16 < end ? j + 16 : end;  // levels keep the error of long sums down
+            Sums<V<T>> group;
+            for (; j < stop; j += 4) {
+                V<T> d[4];
+                for (int i = 0; i < 4; ++i) d[i] = min_or_second(V<T>{}, load<T>(block + (j + i) * n) - u);
+                add_spread<W>(group, d, classes - j);
+                add_exp<W>(group, scale, d);
+            }
+            part.add(group);
         }
-        all.R += group.R;
-        all.T += group.T;
-        all.Q += group.Q;
+        all.add(part);
     }
-    // the top class was clamped to e^0: 1 in R and Q, nothing in T, which comes off exactly
+    // the top class was clamped to e^0: 1 in R and Q, nothing in T and A, which comes off exactly
     const V<T> none = all.R - all.R;  // 0 or NaN
-    return {top.m, top.u, lone ? none : all.R - 1, lone ? none : -all.T, lone ? none : all.Q - 1};
+    const V<T> A = classes == 1 ? V<T>{} : -all.A;
+    return {{top.m, top.u, lone ? none : all.R - 1, lone ? none : -all.T, lone ? none : all.Q - 1}, A};
 }
 
-template <class T>
-TORCHASSAY_INLINE RowState<V<T>> lanes_state(const ScoreJob& job, const T* block) {
-    const bool entropy = job.wants(kEntropy), norm = job.wants(kGradNorm);
-    if (entropy && norm) return lanes_state<T, true, true>(block, job.rows.classes);
-    if (entropy) return lanes_state<T, true, false>(block, job.rows.classes);
-    if (norm) return lanes_state<T, false, true>(block, job.rows.classes);
-    return lanes_state<T, false, false>(block, job.rows.classes);
+template <class T, class Job>
+TORCHASSAY_INLINE RowSums<V<T>> lanes_state(const Job& job, const T* block, int64_t i, int count) {
+    const auto scale = scale_of<T>(job, i, count);
+    return by_wanted(job, [&](auto wanted) TORCHASSAY_INLINE_LAMBDA {
+        return lanes_state<T, decltype(wanted)>(block, job.rows.classes, scale);
+    });
 }
 
 // The lowest column of the top in a block.

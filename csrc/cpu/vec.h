@@ -16,6 +16,7 @@
 #endif
 
 #define TORCHASSAY_INLINE inline __attribute__((always_inline))
+#define TORCHASSAY_INLINE_LAMBDA __attribute__((always_inline))
 
 namespace torchassay {
 namespace {

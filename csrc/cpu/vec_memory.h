@@ -31,6 +31,14 @@ TORCHASSAY_INLINE typename Simd<T>::V load(const In* p) {
     return v;
 }
 
+// Conditions of the lanes, -1 where one holds.
+template <class T>
+TORCHASSAY_INLINE typename Simd<T>::I load_mask(const typename Simd<T>::Int* p) {
+    typename Simd<T>::I v;
+    std::memcpy(&v, p, sizeof(v));
+    return v;
+}
+
 template <class In>
 TORCHASSAY_INLINE In minus_infinity() {
     if constexpr (std::is_same_v<In, Bfloat16>) {

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,10 +12,75 @@ from torch import Tensor
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}  # csrc/api.h, enum Dtype
 
 
+# CPU kernels read rows in place whose classes stand apart in memory, if the rows are neighbours there instead: as many
+# as the widest vector holds at least, and of no more classes than a core's second cache holds of so many rows.
+NEIGHBOURS, CLASSES_APART = 16, 4096
+
+
+class Apart(NamedTuple):
+    """Rows whose classes stand apart: row a B + b, the B of one a being neighbours."""
+
+    outer: int  # A
+    inner: int  # B
+    outer_stride: int
+    class_stride: int
+    outer_dims: int  # of the dimensions of the rows
+
+
+def apart(input: Tensor, dim: int) -> Apart | None:
+    """How the rows of a CPU tensor with its classes apart are read in place, None where they are not."""
+    class_stride, classes = input.stride(dim), input.shape[dim]
+    if class_stride == 1 or not 1 < classes <= CLASSES_APART or input.device.type != "cpu":
+        return None
+    x = input.movedim(dim, -1)
+    sizes, strides = list(x.shape[:-1]), list(x.stride()[:-1])
+    inner = 1
+    while sizes and (sizes[-1] == 1 or strides[-1] == inner):
+        inner *= sizes.pop()
+        strides.pop()
+    outer_dims = len(sizes)
+    sizes, strides = _joined(sizes, strides)
+    if inner < NEIGHBOURS or len(sizes) > 1:
+        return None
+    return Apart(*sizes or [1], inner, *strides or [0], class_stride, outer_dims)
+
+
+def empty_rows(input: Tensor, dim: int, dtype: torch.dtype) -> Tensor:
+    """Of the input's shape, dense, in memory with the classes innermost; [A, C, B] where they are read `apart`."""
+    found = apart(input, dim)
+    rows = input.shape[:dim] + input.shape[dim + 1 :]
+    at = len(rows) if found is None else found.outer_dims
+    shape = rows[:at] + input.shape[dim : dim + 1] + rows[at:]
+    return torch.empty(shape, dtype=dtype, device=input.device).movedim(at, dim)
+
+
 def empty_grad(input: Tensor, dim: int) -> Tensor:
-    """Like the input, in memory with the classes innermost: what the kernels write."""
-    shape = input.shape[:dim] + input.shape[dim + 1 :] + input.shape[dim : dim + 1]
-    return torch.empty(shape, dtype=input.dtype, device=input.device).movedim(-1, dim)
+    """What the kernels write a gradient to."""
+    return empty_rows(input, dim, input.dtype)
+
+
+@contextlib.contextmanager
+def with_classes_last(grad: Tensor, dim: int) -> Iterator[Tensor]:
+    """The gradient as [N, C], for kernels that know no other way: a copy where a CPU tensor has its classes apart."""
+    rows = grad.movedim(dim, -1)
+    dense = rows.contiguous()
+    yield dense.view(-1, rows.shape[-1])
+    if dense is not rows:
+        rows.copy_(dense)
+
+
+def _joined(all_sizes: Sequence[int], all_strides: Sequence[int]) -> tuple[list[int], list[int]]:
+    """Dimensions, outermost first, with neighbours joined where one stride leads through both."""
+    sizes, strides = [], []
+    for size, stride in zip(all_sizes, all_strides, strict=True):
+        if size == 1:
+            continue
+        if sizes and strides[-1] == size * stride:
+            sizes[-1], strides[-1] = sizes[-1] * size, stride
+        else:
+            sizes.append(size)
+            strides.append(stride)
+    return sizes, strides
 
 
 def layout(input: Tensor, dim: int) -> tuple[Tensor, int, int, int, int, int]:
@@ -28,19 +95,21 @@ def layout(input: Tensor, dim: int) -> tuple[Tensor, int, int, int, int, int]:
     classes = x.shape[-1]
     if x.stride(-1) != 1 and classes != 1:
         x = x.contiguous()
-    sizes, strides = [], []  # of the row dimensions, outermost first, neighbours joined
-    for size, stride in zip(x.shape[:-1], x.stride()[:-1], strict=True):
-        if size == 1:
-            continue
-        if sizes and strides[-1] == size * stride:
-            sizes[-1], strides[-1] = sizes[-1] * size, stride
-        else:
-            sizes.append(size)
-            strides.append(stride)
+    sizes, strides = _joined(x.shape[:-1], x.stride()[:-1])
     if len(sizes) > 2:
         return x.contiguous(), 1, x.numel() // classes, classes, 0, classes
     sizes, strides = [1, 1, *sizes], [0, 0, *strides]
     return x, *sizes[-2:], classes, *strides[-2:]
+
+
+def native_layout(input: Tensor, dim: int) -> tuple[Tensor, int, ...]:
+    """`layout` as the native kernels take it, on the CPU with the stride of the classes behind."""
+    if input.is_cuda:
+        return layout(input, dim)
+    found = apart(input, dim)
+    if found is None:
+        return *layout(input, dim), 1
+    return input, found.outer, found.inner, input.shape[dim], found.outer_stride, 1, found.class_stride
 
 
 def flat_target(target: Tensor | None) -> Tensor | None:

@@ -7,7 +7,17 @@ from torch import Tensor
 
 from torchassay import checks, reference
 from torchassay.backends import choose, native
-from torchassay.ops.memory import DTYPES, current, empty_grad, flat_target, layout, place
+from torchassay.ops.memory import (
+    DTYPES,
+    current,
+    empty_grad,
+    empty_rows,
+    flat_target,
+    layout,
+    native_layout,
+    place,
+    with_classes_last,
+)
 from torchassay.ops.rows import SLOTS, STATS_SLOT, asked_slots, empty_outputs
 from torchassay.options import Options
 from torchassay.reference.options import STATS_ROWS
@@ -31,13 +41,23 @@ class _Inputs:
     """A call's tensors as the kernels read them: dense, and in the dtype that they compute in."""
 
     def __init__(
-        self, input: Tensor, target: Tensor | None, weight: Tensor | None, temperature: Tensor | None, dim: int
+        self,
+        input: Tensor,
+        target: Tensor | None,
+        weight: Tensor | None,
+        temperature: Tensor | None,
+        dim: int,
+        backend: str,
     ):
         dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
-        self.rows, *self.where = layout(input, dim)
+        self.rows, *self.where = native_layout(input, dim) if backend == "native" else layout(input, dim)
         self.labels = self.probabilities = None
         if target is not None and target.is_floating_point():
-            self.probabilities = target.detach().movedim(dim, -1).to(dtype).contiguous()
+            target = target.detach()
+            if backend != "native" or input.is_cuda:
+                self.probabilities = target.movedim(dim, -1).to(dtype).contiguous()
+            else:
+                self.probabilities = _like(target, empty_rows(input, dim, dtype))
         else:
             self.labels = flat_target(target)
         self.weight = None if weight is None else weight.detach().to(dtype).contiguous()
@@ -56,6 +76,12 @@ class _Inputs:
             *(_address(self.weight), _address(self.probabilities), label_smoothing, _address(self.temperature)),
             *numbers,
         )
+
+
+def _like(values: Tensor, empty: Tensor) -> Tensor:
+    """The values as the empty tensor would hold them, which is filled where they are not so already."""
+    same = values.dtype == empty.dtype and values.stride() == empty.stride()
+    return values if same else empty.copy_(values)
 
 
 def _address(tensor: Tensor | None) -> int:
@@ -88,7 +114,7 @@ def _option_scores(
     outputs = empty_outputs(input, dim, asked, STATS_ROWS)
     if not outputs or input.numel() == 0:
         return outputs
-    given = _Inputs(input, target, weight, temperature_rows, dim)
+    given = _Inputs(input, target, weight, temperature_rows, dim, backend)
     if backend == "triton":
         from torchassay.triton_kernels.option_scores import option_scores
 
@@ -146,14 +172,13 @@ def _option_grads(
     grad = empty_grad(input, dim)
     if grad.numel() == 0:
         return grad
-    given = _Inputs(input, None if grad_loss is None else target, weight, temperature_rows, dim)
+    given = _Inputs(input, None if grad_loss is None else target, weight, temperature_rows, dim, backend)
     upstream = [None if g is None else g.to(stats.dtype).reshape(-1) for g in (grad_loss, grad_entropy)]
     if backend == "triton":
         from torchassay.triton_kernels.option_grads import option_grads
 
         by_row = temperature if given.temperature is None else given.temperature.view(-1)
-        out = grad.movedim(dim, -1).view(-1, input.shape[dim])
-        with current(input):
+        with current(input), with_classes_last(grad, dim) as out:
             option_grads(
                 given.strided(),
                 *(given.labels, given.probabilities, given.weight, label_smoothing, by_row, softcap),

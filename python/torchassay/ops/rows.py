@@ -9,7 +9,16 @@ from torch import Tensor
 
 from torchassay import checks, reference
 from torchassay.backends import choose, native
-from torchassay.ops.memory import DTYPES, current, empty_grad, flat_target, layout, place
+from torchassay.ops.memory import (
+    DTYPES,
+    current,
+    empty_grad,
+    flat_target,
+    layout,
+    native_layout,
+    place,
+    with_classes_last,
+)
 from torchassay.scores import BIT, ROW_SIGNALS, STATS
 
 torch.library.define(
@@ -64,11 +73,11 @@ def _row_scores(
     outputs = empty_outputs(input, dim, asked)
     if not outputs or input.numel() == 0:
         return outputs
-    rows, *where = layout(input, dim)
     target = flat_target(target)
     if backend == "triton":
         from torchassay.triton_kernels.row_scores import row_scores
 
+        rows, *where = layout(input, dim)
         slots = [None] * len(SLOTS)
         for slot, output in zip(asked, outputs, strict=True):
             slots[slot] = output.view(6, -1) if slot == STATS_SLOT else output.view(-1)
@@ -79,6 +88,7 @@ def _row_scores(
         if target is not None:
             checks.class_range(function, target, classes, ignore_index)
         return outputs
+    rows, *where = native_layout(input, dim)
     pointers = [0] * len(SLOTS)
     for slot, output in zip(asked, outputs):  # noqa: B905 - of one length, and in the way of every call
         pointers[slot] = output.data_ptr()
@@ -116,18 +126,18 @@ def _row_grads(
     grad = empty_grad(input, dim)
     if grad.numel() == 0:
         return grad
-    rows, *where = layout(input, dim)
     target = flat_target(target)
     upstream = [None if g is None else g.to(stats.dtype).reshape(-1) for g in (grad_loss, grad_entropy)]
     if backend == "triton":
         from torchassay.triton_kernels.row_grads import row_grads
 
+        rows, *where = layout(input, dim)
         outer, inner, classes, *strides = where
         rows = rows.as_strided((outer, inner, classes), (*strides, 1))
-        out = grad.movedim(dim, -1).view(-1, classes)
-        with current(input):
+        with current(input), with_classes_last(grad, dim) as out:
             row_grads(rows, target, stats.view(6, -1), *upstream, ignore_index, out)
         return grad
+    rows, *where = native_layout(input, dim)
     call = (
         rows.data_ptr(),
         DTYPES[input.dtype],

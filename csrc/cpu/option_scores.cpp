@@ -1,0 +1,64 @@
+// Scores under options that need no sum over the classes beyond the plain ones, and for evenly smoothed labels, whose
+// one sum more is taken along: the walks of plain rows, with differences over the temperature.
+#include "option_finish.h"
+
+namespace torchassay {
+namespace {
+
+template <class T, class LogitOf>
+TORCHASSAY_INLINE void finish_rows(OptionJob& job, const LogitOf& logit_of, int64_t i, int count,
+                                   const RowSums<V<T>>& state) {
+    const V<T> infinity = splat<V<T>>(INFINITY), zero{};
+    const Inverse<V<T>> inverse = inverse_of<T>(job, i, count);
+    const Finished<V<T>> f = finish<V<T>>(state, inverse, infinity);
+    const auto [mu, margin] = write_unlabelled<T>(job, i, count, f, state);
+    V<T> rest{}, beta{};
+    if (job.targets.data) {
+        const OwnLabels<T> own = look_up_labels<T>(job, logit_of, i, count);
+        const Labelled<V<T>> l = label(f, own.x_y, inverse, infinity);
+        const double classes = double(job.rows.classes), smoothing = job.options.label_smoothing;
+        LinearTarget<V<T>> t{};
+        if (job.smoothed()) {
+            const double share = smoothing / classes;
+            t = {splat<V<T>>(T(share * (classes - 1))), state.A * inverse.high * T(share), splat<V<T>>(T(share))};
+        }
+        t = add_label(t, f, l, own.weight);
+        const V<T> z_loss = splat<V<T>>(T(job.options.z_loss)), extra = (z_loss + z_loss) * f.lse;
+        const LinearLoss<V<T>> loss = linear_loss(f, t, z_loss);
+        rest = own.counted ? loss.rest : zero;
+        beta = own.counted ? loss.beta : zero;
+        if (job.wants(kLoss)) write<T>(job.out[kLoss], i, count, own.counted ? loss.loss : zero);
+        if (job.wants(kGradNorm)) {
+            V<T> norm;
+            if (job.smoothed())
+                norm = smoothed_norm<V<T>>(f, state, l, splat<V<T>>(T(smoothing)), splat<V<T>>(T(classes)), extra);
+            else if (job.options.z_loss == 0)
+                norm = own.weight * grad_norm_of<V<T>>(f, state, l);
+            else
+                norm = label_norm<V<T>>(f, state, l, own.weight, extra);
+            write<T>(job.out[kGradNorm], i, count, own.counted ? inverse.high * norm : zero);
+        }
+        if (job.wants(kTargetMargin))
+            write<T>(job.out[kTargetMargin], i, count, own.counted ? target_margin_of(f, l, margin) : zero);
+    }
+    if (job.wants(kStats)) write_stats<T>(job, i, count, f, state.u, mu, rest, beta);
+}
+
+}  // namespace
+}  // namespace torchassay
+// after finish_rows, which it calls
+#include "row_walks.h"
+
+namespace torchassay {
+namespace TORCHASSAY_ISA {
+void option_rows_any(OptionJob& job, int64_t begin, int64_t end, void* scratch) {
+    TORCHASSAY_BY_DTYPE(score_rows, begin, end, scratch)
+}
+void option_segment_any(const OptionJob& job, int64_t row, int64_t segment, Segment* out) {
+    TORCHASSAY_BY_DTYPE(score_segment, row, segment, out)
+}
+void option_states_any(OptionJob& job, int64_t begin, int64_t end, const Segment* states) {
+    TORCHASSAY_BY_DTYPE(score_states, begin, end, states)
+}
+}  // namespace TORCHASSAY_ISA
+}  // namespace torchassay
