@@ -74,6 +74,23 @@ def signals(logits: Tensor, target: Tensor | None = None, ignore_index: int = -1
     return {name: _narrow(value) for name, value in found.items()} | {"prediction": torch.from_numpy(k)}
 
 
+def draw_signals(y: np.ndarray) -> dict[str, Tensor]:
+    """The signals over the draws [T, N, C] of finite rows (classes at -inf allowed), float64."""
+    entropies, mean = [], 0
+    for x in y.astype(np.longdouble):
+        rows, k, _, a, w, c = _parts(x)
+        entropies.append(np.log1p(w.sum(1)) + (w * a).sum(1) * c)
+        w[rows, k] = 1
+        mean = mean + w * c[:, None] / len(y)
+    rows, k = np.arange(len(mean)), mean.argmax(1)
+    mean[rows, k] = 0
+    s = mean.sum(1)
+    mixture = -(1 - s) * np.log1p(-s) - (mean * np.log(np.where(mean > 0, mean, 1))).sum(1)
+    noisy = sum(entropies) / len(y)
+    found = {"noisy_entropy": noisy, "predictive_entropy": mixture, "mutual_information": mixture - noisy}
+    return {name: _narrow(value) for name, value in found.items()}
+
+
 def grads(
     logits: Tensor,
     target: Tensor | None,

@@ -103,6 +103,7 @@ template <>
 struct Simd<float> {
     using V = F32;
     using I = I32;
+    using U = U32;
     using Int = int32_t;
     static constexpr int kLanes = kBytes / 4, kMantissa = 23, kBias = 127;
     static constexpr int kExpTerms = 7, kLogTerms = 5;
@@ -115,6 +116,7 @@ template <>
 struct Simd<double> {
     using V = F64;
     using I = I64;
+    using U = U64;
     using Int = int64_t;
     static constexpr int kLanes = kBytes / 8, kMantissa = 52, kBias = 1023;
     static constexpr int kExpTerms = 13, kLogTerms = 12;

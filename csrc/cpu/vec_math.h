@@ -64,7 +64,7 @@ TORCHASSAY_INLINE Split<V> split_exponent(V w) {
     using S = Simd<Element<V>>;
     using I = typename S::I;
     const typename S::Int one_bits = typename S::Int(S::kBias) << S::kMantissa;
-    const I shifted = I(w) + (one_bits - S::kSqrtHalf);
+    const I shifted = I(typename S::U(w) + (one_bits - S::kSqrtHalf));  // unsigned: a NaN would overflow
     const I exponent = (shifted >> S::kMantissa) - S::kBias;
     const I mantissa = (shifted & ((typename S::Int(1) << S::kMantissa) - 1)) + S::kSqrtHalf;
     return {V(mantissa), __builtin_convertvector(exponent, V)};

@@ -34,8 +34,8 @@ TORCHASSAY_INLINE Halves halves(uint64_t word) { return {U64{} + word, U64{} + w
 // first, first + 1, ... in the lanes.
 TORCHASSAY_INLINE Halves count_from(uint64_t first) {
     Halves n;
-    for (int i = 0; i < kBytes / 8; ++i) n.even[i] = first + 2 * i, n.odd[i] = first + 2 * i + 1;
-    return n;
+    for (int i = 0; i < kBytes / 8; ++i) n.even[i] = 2 * i, n.odd[i] = 2 * i + 1;
+    return {n.even + first, n.odd + first};
 }
 
 // Whose numbers, and what for: the key, and the counter's last two words.
