@@ -40,7 +40,8 @@ class Case:
     def __init__(self, kind, classes: int, dtype: torch.dtype, device: str = "cpu", rows: int = 12):
         weighted, smoothing, temperature, softcap, z_loss, probabilities = kind
         generator = torch.Generator().manual_seed(classes)
-        gap = torch.linspace(-40, 80, rows, dtype=torch.float64)
+        most = 80 if temperature == 1.0 else 40  # over the least temperature, 1/2, again 80
+        gap = torch.linspace(-40, most, rows, dtype=torch.float64)
         x = torch.randn(rows, classes, generator=generator, dtype=torch.float64) * 2
         y = torch.randint(classes, (rows,), generator=generator)
         if not softcap:  # the target's logit from far below the others to far above them
