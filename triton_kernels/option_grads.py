@@ -1,10 +1,10 @@
-"""The gradient of the logits under options, for an upstream of the loss, of the entropy, or of both: one read, one write.
+"""The gradient of logits under options for an upstream of the loss, of the entropy, or of both: one read, one write.
 
 One program computes [ROWS, COLUMNS] entries. As in row_grads.py, with d = (v - u) / temperature, g = (m - u) /
 temperature and a = g - d,
 
     p = c at the top (d > 0), else e^d z c
-    dx = slope / temperature (gL (beta p - b) + gH p (a - mu)),  at the top  rest - beta (1 - c)  for  beta c - b
+    dx = slope / temperature (gL (beta p - b) + gH p (a - mu)),  with rest - beta (1 - c) at a top with c > 1/2
 """
 
 import triton
@@ -52,46 +52,42 @@ def _option_grads(
     inside = row < N
     start = row_output.row_start(rows_ptr, row, B, stride_a, stride_b, UNIT, FOLDED)
     column = (program % blocks * COLUMNS + tl.arange(0, COLUMNS))[None, :]
-    y, ignored, known = row, row < 0, inside  # known: rows that are looked at
+    y, other, known = row, 1.0, inside  # known: rows that are looked at
     if target_ptr is not None:
-        y = tl.load(target_ptr + row, mask=inside, other=0).to(tl.int64)
-        ignored = y == ignore_index
+        y, _, other = row_options.label_of(target_ptr, row, inside, ignore_index, C)
         if grad_entropy_ptr is None:
-            known = inside & (y != ignore_index)  # an ignored row is 0, also where it is poisoned
+            known = inside & (other != 0.0)  # an ignored row is 0, also where it is poisoned
     mask = known[:, None] & (column < C)
     x = tl.load(start[:, None] + column, mask=mask, other=0.0).to(tl.float32)
     v, slope = row_options.capped(x, softcap)
 
     m = tl.load(stats_ptr + row, mask=known, other=0.0)
-    u = tl.load(stats_ptr + N + row, mask=known, other=0.0)
+    u = row_stats.reference(tl.load(stats_ptr + N + row, mask=known, other=0.0))
     z = tl.load(stats_ptr + 2 * N + row, mask=known, other=0.0)
     r = tl.load(stats_ptr + 3 * N + row, mask=known, other=0.0)
     c = 1.0 / (1.0 + r)
-    lone = u == -row_stats.INFINITY
-    u = row_stats.reference(tl.where(lone, m, u))
-    zc = tl.where(lone, c, z * c)
     scale = row_output.scale(row[:, None], known[:, None], temperature_ptr, temperature, lost)
-    inverse = scale[0]
+    inverse, least = scale[0], scale[2]
     difference = v - u[:, None]
-    top = (difference > 0.0) | (lone[:, None] & (difference == 0.0))
+    top = difference > 0.0
     d, e = row_stats.exp(tl.where(top, 0.0, difference), rows_ptr.dtype.element_ty == tl.float32, scale)
-    p = tl.where(top, c[:, None], e * zc[:, None])
+    p = tl.where(top, c[:, None], e * (z * c)[:, None])
 
     dx = tl.zeros_like(p)
     if grad_entropy_ptr is not None:
         mu = tl.load(stats_ptr + 5 * N + row, mask=inside, other=0.0)[:, None]
-        gH = tl.load(grad_entropy_ptr + row * stride_h, mask=inside, other=0.0)[:, None]
-        g = tl.minimum((row_stats.reference(m) - u)[:, None] * inverse, 128.0)  # z is 0 from 104 on: no inf * 0
-        dx = gH * p * tl.where(top, -mu, (g - mu) - d * inverse)
+        gH = tl.load(grad_entropy_ptr + row * stride_h, mask=inside, other=0.0)[:, None] * inverse
+        g = tl.minimum((row_stats.reference(m) - u)[:, None], -least) * inverse  # beyond, z is 0: no inf * 0
+        dx = gH * p * tl.where(top, -mu, tl.fma(-d, inverse, g - mu))
     if grad_loss_ptr is not None:
         rest = tl.load(stats_ptr + 4 * N + row, mask=known, other=0.0)
         beta = tl.load(stats_ptr + 6 * N + row, mask=known, other=0.0)
         gL = tl.load(grad_loss_ptr + row * stride_l, mask=inside, other=0.0)
+        gL = tl.where(other == 0.0, 0.0, gL)[:, None] * inverse
         b = row_options.target_of(row, column, mask, C, y, probabilities_ptr, weight_ptr, kept, spread)
-        r, c, rest, beta = r[:, None], c[:, None], rest[:, None], beta[:, None]
-        entry = tl.where(top, row_options.top_entry(r, c, rest, beta, b), beta * p - b)
-        dx += tl.where(ignored[:, None], 0.0, gL[:, None] * entry)
-    dx = rounded(dx * slope * inverse, out_ptr.dtype.element_ty)
+        entry = tl.where(top & (c > 0.5)[:, None], (rest - beta * (r * c))[:, None], tl.fma(beta[:, None], p, -b))
+        dx = tl.fma(gL, entry, dx)
+    dx = rounded(dx * slope, out_ptr.dtype.element_ty)
     offset = (row * (C // UNIT)) * UNIT
     tl.store(out_ptr + offset[:, None] + column, dx, mask=inside[:, None] & (column < C))
 

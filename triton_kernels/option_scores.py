@@ -16,7 +16,7 @@ from torchassay.triton_kernels.option_rows import option_rows
 from torchassay.triton_kernels.row_scores import LAUNCH, row_layout, row_scores
 
 WHOLE = 4096  # up to this many columns stay in registers,
-BLOCK = 8192  # longer rows are walked in tiles of this many, by so many warps that few rows share the cache
+WARPS = 16  # a longer one is walked in tiles as wide by this many: few rows share the cache
 
 
 def temperature_of(temperature: float | Tensor) -> tuple[Tensor | None, float, float]:
@@ -52,7 +52,7 @@ def option_scores(
     C = rows.shape[2]
     N = rows.shape[0] * rows.shape[1]
     unit, folded, B, stride_a, stride_b = row_layout(rows)
-    columns = triton.next_power_of_2(C) if C <= WHOLE else BLOCK
+    columns = min(WHOLE, triton.next_power_of_2(C))
     tile = max(1, 256 // columns)
     option_rows[(triton.cdiv(N, tile),)](
         rows,
@@ -74,6 +74,6 @@ def option_scores(
         tile,
         columns,
         C <= WHOLE,
-        num_warps=max(1, columns // 512),
+        num_warps=max(1, columns // 512) if C <= WHOLE else WARPS,
         **LAUNCH,
     )

@@ -7,8 +7,10 @@ from torchassay.triton_kernels import row_stats
 
 @triton.jit
 def capped(x, softcap):
-    """softcap tanh(x / softcap) and its slope 1 - tanh^2: from e^(-2 |x| / softcap), so that neither loses digits. x and 1 for no
-    softcap."""
+    """v = softcap tanh(x / softcap) and its slope 1 - tanh^2: from e^(-2 |x| / softcap), so that neither loses digits.
+
+    An infinite x stays as it is, and so does every x without a softcap.
+    """
     if softcap is None:
         return x, 1.0
     else:
@@ -16,7 +18,17 @@ def capped(x, softcap):
         _, e = row_stats.exp(y, True)
         inverse = 1.0 / (1.0 + e)
         v = softcap * (row_stats.expm1_of(y, e) * inverse)
-        return tl.where(x > 0.0, -v, v), 4.0 * e * inverse * inverse
+        v = tl.where(x > 0.0, -v, v)
+        return tl.where(tl.abs(x) == row_stats.INFINITY, x, v), 4.0 * e * inverse * inverse
+
+
+@triton.jit
+def label_of(target_ptr, row, inside, ignore_index, C):
+    """The rows' labels, -1 for none; which have one; what the others get: 0 where ignored, NaN if out of range."""
+    y = tl.load(target_ptr + row, mask=inside, other=0).to(tl.int64)
+    ignored = y == ignore_index
+    labelled = (y >= 0) & (y < C) & (y != ignore_index)
+    return tl.where(labelled, y, -1).to(tl.int32), labelled, tl.where(ignored, 0.0, float("nan"))
 
 
 @triton.jit
@@ -27,13 +39,7 @@ def target_of(row, column, inside, C, y, probabilities_ptr, weight_ptr, kept, sp
     else:
         b = tl.where(column == y[:, None], kept, 0.0)
     if spread is not None:
-        b += spread
+        b += tl.where(inside, spread, 0.0)
     if weight_ptr is not None:
         b *= tl.load(weight_ptr + column, mask=column < C, other=0.0)
-    return tl.where(inside, b, 0.0)
-
-
-@triton.jit
-def top_entry(r, c, rest, beta, b):
-    """beta p - b of the top class, from whichever of p = c and 1 - p = r c is small."""
-    return tl.where(c > 0.5, rest - beta * (r * c), beta * c - b)
+    return b

@@ -113,7 +113,7 @@ def write(
     z_loss,
 ):
     """Finish the rows and write what was asked for."""
-    u, g, z, r, c, log_c, lse, mu, margin = write_unlabelled(
+    u, _, z, r, c, log_c, lse, mu, margin = write_unlabelled(
         row,
         inside,
         m,

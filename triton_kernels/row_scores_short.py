@@ -147,7 +147,9 @@ def short_rows(
         rest = tl.where(column == at[:, None], -row_stats.INFINITY, x)
         second = row_stats.larger(row_stats.largest(rest, 1), row_stats.LOWEST)
         every = row[:, None]
-        factors = row_output.scale(every, every < N, temperature_ptr, temperature, lost) if temperature is not None else None
+        factors = (
+            row_output.scale(every, every < N, temperature_ptr, temperature, lost) if temperature is not None else None
+        )
         d, e = row_stats.exp(rest - row_stats.reference(second)[:, None], MEND, factors)
         here = group == i
         m = tl.where(here, top[None, :], m)

@@ -166,8 +166,8 @@ def merge(M, R, T, Q, M2, R2, T2, Q2, scale, ENTROPY: tl.constexpr, GRAD_NORM: t
 
 @triton.jit
 def finish(m, u, R, T, scale, ENTROPY: tl.constexpr):
-    """u, g, z, r, c, t of a row from its tops and the sums over all classes but the top one, relative to u; g and t over
-    the temperature.
+    """u, g, z, r, c, t of a row from its tops and the sums over all classes but the top one, relative to u.
+    g and t are over the temperature.
 
     Without a rest u is -inf and g, z, r, t are 0; r and c are NaN for a row with NaN or +inf and for a row of -inf.
     """
