@@ -16,7 +16,16 @@ from pathlib import Path
 
 import torch
 import triton
-from torchassay.triton_kernels import cdf, draw_scores, head_scores, philox, row_grads, row_scores
+from torchassay.triton_kernels import (
+    cdf,
+    draw_scores,
+    head_scores,
+    option_grads,
+    option_scores,
+    philox,
+    row_grads,
+    row_scores,
+)
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -95,13 +104,43 @@ def empty(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     return torch.empty(shape, dtype=dtype, device="meta")
 
 
+def outputs(N: int, signals: int, stats: int) -> list:
+    """The slots of these signals; ``stats`` numbers a row for the backward."""
+    sizes = [(stats, N) if i == 9 else (N,) for i in range(10)]
+    kinds = [torch.int64 if i == 8 else torch.float32 for i in range(10)]
+    return [empty(*sizes[i], dtype=kinds[i]) if signals >> i & 1 else None for i in range(10)]
+
+
 def scores(dtype: torch.dtype, C: int, N: int, signals: int = FIVE) -> list[tuple]:
     """The launches of `row_scores`."""
-    sizes = [(6, N) if i == 9 else (N,) for i in range(10)]
-    kinds = [torch.int64 if i == 8 else torch.float32 for i in range(10)]
-    out = [empty(*sizes[i], dtype=kinds[i]) if signals >> i & 1 else None for i in range(10)]
-    target = empty(N, dtype=torch.int64)
+    target, out = empty(N, dtype=torch.int64), outputs(N, signals, 6)
     return launch(row_scores, lambda: row_scores.row_scores(empty(1, N, C, dtype=dtype), target, -100, out))
+
+
+def asked(options: str, C: int, N: int) -> tuple:
+    """Labels, probabilities, weight, label_smoothing, temperature and softcap of N rows."""
+    return (
+        *((None, empty(N, C)) if "probabilities" in options else (empty(N, dtype=torch.int64), None)),
+        empty(C) if "weight" in options else None,
+        0.1 if "smoothing" in options else 0.0,
+        empty(N) if "of rows" in options else 0.7,
+        30.0 if "softcap" in options else 0.0,
+    )
+
+
+def option_launches(dtype: torch.dtype, C: int, options: str, N: int = 65536) -> list[tuple]:
+    """The launches of `option_scores`; under a temperature, a weight and a z-loss alone they are `row_scores`'."""
+    rows, given, z_loss = empty(1, N, C, dtype=dtype), asked(options, C, N), 1e-4 if "z-loss" in options else 0.0
+    swept = any(name in options for name in ("smoothing", "probabilities", "softcap"))
+    call = (rows, *given, z_loss, -100, outputs(N, FIVE, 7))
+    return launch(option_scores if swept else row_scores, lambda: option_scores.option_scores(*call))
+
+
+def option_grad_launch(dtype: torch.dtype, C: int, options: str, N: int = 65536) -> list[tuple]:
+    """The launch of `option_grads`."""
+    rows, out, stats, upstream = empty(1, N, C, dtype=dtype), empty(N, C, dtype=dtype), empty(7, N), empty(N)
+    call = (rows, *asked(options, C, N), stats, upstream, upstream, -100, out)
+    return launch(option_grads, lambda: option_grads.option_grads(*call))
 
 
 def grads(dtype: torch.dtype, C: int) -> list[tuple]:
@@ -164,6 +203,24 @@ VARIANTS: dict[str, tuple[tuple[str, ...], Callable[[torch.dtype], list[tuple]]]
     "grads 100": (("bf16",), lambda dtype: grads(dtype, 100)),
     "grads 50257": (("bf16",), lambda dtype: grads(dtype, 50257)),
     "grads 151936": (EVERY, lambda dtype: grads(dtype, 151936)),
+    "temperature 10": (("bf16",), lambda dtype: option_launches(dtype, 10, "temperature")),
+    "temperature 1000": (("bf16",), lambda dtype: option_launches(dtype, 1000, "temperature")),
+    "temperature 151936": (("bf16", "fp32"), lambda dtype: option_launches(dtype, 151936, "temperature")),
+    "temperature 151936, few rows": (("bf16",), lambda dtype: option_launches(dtype, 151936, "temperature", 16)),
+    "temperatures of rows, weight, z-loss 151936": (
+        ("bf16",),
+        lambda dtype: option_launches(dtype, 151936, "temperatures of rows, weight, z-loss"),
+    ),
+    "weight, smoothing 100": (("bf16",), lambda dtype: option_launches(dtype, 100, "weight, smoothing")),
+    "smoothing 151936": (("bf16",), lambda dtype: option_launches(dtype, 151936, "smoothing")),
+    "probabilities 1000": (("bf16",), lambda dtype: option_launches(dtype, 1000, "probabilities")),
+    "softcap 1000": (("bf16",), lambda dtype: option_launches(dtype, 1000, "softcap")),
+    "softcap 151936": (("fp32",), lambda dtype: option_launches(dtype, 151936, "softcap")),
+    "temperature grads 151936": (("bf16",), lambda dtype: option_grad_launch(dtype, 151936, "temperature")),
+    "probabilities, weight, softcap grads 1000": (
+        ("fp32",),
+        lambda dtype: option_grad_launch(dtype, 1000, "probabilities, weight, softcap"),
+    ),
     "binary 1": (("fp32",), lambda dtype: heads("binary", dtype, 1)),
     "binary 100": (EVERY, lambda dtype: heads("binary", dtype, 100)),
     "binary 5000": (("bf16",), lambda dtype: heads("binary", dtype, 5000)),
@@ -196,14 +253,20 @@ def nvidia(kernel) -> dict:
         "instructions": len(machine.code),
         "loop": hot_loop(flow),
         "longest": max((len(flow.lines(body)) for body in flow.loops.values()), default=0),
+        "sweeps": sum(map(len, loading_loops(flow))),
     }
+
+
+def loading_loops(flow: sass.Flow) -> list[list[str]]:
+    """The loops that load from global memory."""
+    bodies = (flow.lines(body) for body in flow.loops.values())
+    return [body for body in bodies if any("LDG" in line for line in body)]
 
 
 def hot_loop(flow: sass.Flow) -> int:
     """Instructions of the loop with the most global loads, the shortest of these; 0 without a loop."""
-    bodies = [flow.lines(body) for body in flow.loops.values()]
-    loads, length = max(((sum("LDG" in line for line in body), -len(body)) for body in bodies), default=(0, 0))
-    return -length if loads else 0
+    loads = ((sum("LDG" in line for line in body), -len(body)) for body in loading_loops(flow))
+    return -max(loads, default=(0, 0))[1]
 
 
 def amd(kernel) -> dict:
@@ -217,12 +280,13 @@ def amd(kernel) -> dict:
         "instructions": len(re.findall(r"^\s+[vs]_|^\s+(?:global|buffer|ds)_", text, re.MULTILINE)),
         "loop": 0,
         "longest": 0,
+        "sweeps": 0,
     }
 
 
-def per_element(arguments: dict, threads: int, instructions: int, loop: int) -> float:
-    """Warp instructions for 32 logits (or their noise): of the hot loop of long rows and of draws, of everything else
-    where rows fit a program."""
+def per_element(arguments: dict, threads: int, instructions: int, loop: int, sweeps: int) -> float:
+    """Warp instructions for 32 logits (or their noise): of the hot loop of long rows and of draws or all sweeps of
+    options, of everything else where rows fit a program."""
     if "BLOCKS" in arguments:
         logits = arguments["ROWS"] * min(arguments.get("C") or arguments["columns"], 4 * arguments["BLOCKS"])
         return (loop or instructions) * threads / logits
@@ -232,6 +296,8 @@ def per_element(arguments: dict, threads: int, instructions: int, loop: int) -> 
         taken, logits = instructions + (triton.cdiv(C, constant["COLUMNS"]) - 1) * loop, constant["ROWS"] * C
     elif constant["VECTOR"]:
         taken, logits = loop or instructions, row_scores.TILES.value * row_scores.LANES.value * constant["VECTOR"]
+    elif arguments.get("WHOLE") is False:
+        taken, logits = sweeps, constant["ROWS"] * constant["COLUMNS"]
     else:
         groups = constant["GROUPS"] or 1
         taken = instructions + (groups - 1) * loop
@@ -249,14 +315,15 @@ def figures() -> list[dict]:
                 for target_name, target in TARGETS.items():
                     machine = compiled(kernel, arguments, options, target)
                     entry = amd(machine) if target.backend == "hip" else nvidia(machine)
-                    loop, longest = entry.pop("loop"), entry.pop("longest")
+                    loop, longest, sweeps = (entry.pop(name) for name in ("loop", "longest", "sweeps"))
                     threads = machine.metadata.num_warps * 32
                     entry["an element"] = None
                     drawn = "BLOCKS" in arguments
                     logits = drawn or ("rows_ptr" in arguments and arguments.get("states_ptr") is None)
                     if target.backend == "cuda" and logits:
                         loop = longest if drawn else loop
-                        entry["an element"] = round(per_element(arguments, threads, entry["instructions"], loop), 1)
+                        cost = per_element(arguments, threads, entry["instructions"], loop, sweeps)
+                        entry["an element"] = round(cost, 1)
                     name = f"{variant}: {kernel.__name__}"
                     entry |= {"kernel": name, "dtype": dtype_name, "target": target_name}
                     entry["aligned"] = arguments.get("UNIT", 1) > 1
@@ -282,10 +349,10 @@ def table(found: list[dict]) -> str:
         f"Written by `python tests/triton/aot.py --write` with triton {triton.__version__}, without a GPU; the",
         "tests compare with it. Five signals (loss, entropy, grad_norm, confidence, margin) unless it says ten.",
         "`spills`: bytes of local memory (sm) or vector registers spilled (gfx). `wide loads`: 128-bit loads.",
-        "`an element`: warp instructions for 32 logits, in the hot loop of long rows, in everything where rows fit",
-        "into a program, or are walked along by it (`_head_scores`); not counted for gfx942, nor where `long_rows`",
-        "only merges what `row_segments` summed, nor for `_cdf`, which reads no logits. Noise, ensembles and normals:",
-        "for 32 elements of one draw.",
+        "`an element`: warp instructions for 32 logits, in the hot loop of long rows (in all three loops of",
+        "`option_rows`), in everything where rows fit into a program, or are walked along by it (`_head_scores`); not",
+        "counted for gfx942, nor where `long_rows` only merges what `row_segments` summed, nor for `_cdf`, which reads",
+        "no logits. Noise, ensembles and normals: for 32 elements of one draw.",
         "",
         "| " + " | ".join(COLUMNS) + " |",
         "|" + "---|" * len(COLUMNS),

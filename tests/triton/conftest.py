@@ -4,7 +4,10 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torchassay.options import Options
 from torchassay.scores import ROW_SIGNALS
+from torchassay.triton_kernels import option_grads as grads_with_options
+from torchassay.triton_kernels import option_scores as scores_with_options
 from torchassay.triton_kernels.draw_scores import draw_scores
 from torchassay.triton_kernels.row_grads import row_grads
 from torchassay.triton_kernels.row_scores import row_scores
@@ -53,6 +56,55 @@ def grads(scores):
             None if given is None else given.to(DEVICE) for given in (target, grad_loss, grad_entropy)
         )
         row_grads(rows, target, stats, grad_loss, grad_entropy, ignore_index, out)
+        return out.cpu()
+
+    return run
+
+
+def on_device(*given):
+    return [value.to(DEVICE) if isinstance(value, Tensor) else value for value in given]
+
+
+def target_and_options(target: Tensor | None, options: Options) -> list:
+    """Labels, probabilities, and what the launchers of both directions take besides."""
+    floating = target is not None and target.is_floating_point()
+    return on_device(
+        *((None, target) if floating else (target, None)),
+        *(options.weight, options.label_smoothing, options.temperature, options.softcap or 0.0),
+    )
+
+
+@pytest.fixture
+def option_scores():
+    """option_scores(x, target, options, ignore_index, names) -> {name: tensor on the CPU}; x as for `scores`."""
+
+    def run(x, target, options, ignore_index=-100, names=NAMES) -> dict[str, Tensor]:
+        rows = as_rows(x)
+        N = rows.shape[0] * rows.shape[1]
+        if target is None or target.is_floating_point():
+            names = [name for name in names if name != "target_margin"]
+        out = []
+        for name in NAMES:
+            size, dtype = (7, N) if name == "stats" else (N,), torch.int64 if name == "prediction" else torch.float32
+            out.append(torch.full(size, -7, dtype=dtype, device=DEVICE) if name in names else None)
+        given = target_and_options(target, options)
+        scores_with_options.option_scores(rows, *given, options.z_loss, ignore_index, out)
+        return {name: value.cpu() for name, value in zip(NAMES, out, strict=True) if value is not None}
+
+    return run
+
+
+@pytest.fixture
+def option_grads(option_scores):
+    """option_grads(x, target, options, grad_loss, grad_entropy, ignore_index) -> [N, C] on the CPU."""
+
+    def run(x, target, options, grad_loss, grad_entropy, ignore_index=-100) -> Tensor:
+        rows = as_rows(x)
+        stats = option_scores(x, target, options, ignore_index, ("entropy", "stats"))["stats"].to(DEVICE)
+        out = torch.full((stats.shape[1], rows.shape[2]), -7, dtype=rows.dtype, device=DEVICE)
+        given = target_and_options(None if grad_loss is None else target, options)
+        upstream = on_device(grad_loss, grad_entropy)
+        grads_with_options.option_grads(rows, *given, stats, *upstream, ignore_index, out)
         return out.cpu()
 
     return run
