@@ -3,6 +3,11 @@
 #include "option_scores.cuh"
 
 namespace torchassay {
+
+extern template void sweep_rows<float>(const Rows&, const OptionTask&, const Launch&);  // option_sweeps.cu
+extern template void sweep_rows<Bfloat16>(const Rows&, const OptionTask&, const Launch&);
+extern template void sweep_rows<Float16>(const Rows&, const OptionTask&, const Launch&);
+
 namespace cuda {
 
 int64_t option_scores_workspace(const Rows& rows, int device) { return row_scores_workspace(rows, device); }

@@ -54,8 +54,8 @@ struct Capped {
     float v, slope;  // softcap tanh(x / softcap), and 1 - tanh^2
 };
 
-// E = e^(-2 |y|) gives tanh |y| = (1 - E) / (1 + E) and its slope 4 E / (1 + E)^2; where 1 - E would cancel, Taylor's
-// series gives it.
+// A class at -inf stays there: it is masked. E = e^(-2 |y|) gives tanh |y| = (1 - E) / (1 + E) and its slope 4 E / (1 +
+// E)^2; where 1 - E would cancel, Taylor's series gives it.
 template <bool kCapped>
 TORCHASSAY_DEVICE Capped capped(const OptionsOnDevice& options, float x) {
     if constexpr (!kCapped) return {x, 1.0f};
@@ -67,7 +67,8 @@ TORCHASSAY_DEVICE Capped capped(const OptionsOnDevice& options, float x) {
     series = fused(series, s, 2.0f / 15);
     series = fused(series, s, -1.0f / 3);
     const float tanh = y < 0.4f ? fused(series * s, y, y) : (1.0f - e) * q;
-    return {as_float(as_bits(tanh * options.softcap) | (as_bits(x) & 0x80000000u)), 4.0f * e * q * q};
+    const float v = as_float(as_bits(tanh * options.softcap) | (as_bits(x) & 0x80000000u));
+    return {magnitude(x) == TORCHASSAY_INFINITY ? x : v, 4.0f * e * q * q};
 }
 
 // ---- targets
