@@ -21,15 +21,36 @@ import sass
 
 TABLE = Path(__file__).parents[2] / "benchmarks" / "results" / "static.md"
 COLUMNS = (
-    *("kernel", "dtype", "unit", "lanes", "target"),
+    *("kernel", "under", "dtype", "unit", "lanes", "target"),
     *("registers", "local", "shared", "wide loads", "instructions", "an element", "C = 100"),
 )
-KEY = 5  # columns that name a row
-KERNELS = "short_rows", "long_rows", "row_spans", "finish_rows", "grad_vectors", "cdf_values", "row_uniforms"
+KEY = 6  # columns that name a row
+KERNELS = (
+    "short_rows",
+    "long_rows",
+    "row_spans",
+    "finish_rows",
+    "grad_vectors",
+    "swept_rows",
+    "cdf_values",
+    "row_uniforms",
+)
+# What a kernel is compiled for: plain rows, options, or a softcap.
+TASKS = {
+    None: "",
+    "NS_9ScoreTaskE": "",
+    "NS_8GradTaskE": "",
+    "NS_10OptionTaskE": "options",
+    "NS_14OptionGradTaskILb0EE": "options",
+    "NS_14OptionGradTaskILb1EE": "softcap",
+    "Lb0E": "options",
+    "Lb1E": "softcap",
+}
 DTYPES = {"NS_7Float16E": "fp16", "NS_8Bfloat16E": "bf16", "f": "fp32", None: ""}
 UNITS = {"16": "16", "8": "8", "0": "anywhere", None: ""}
-MANGLED = re.compile(  # of a template's instance: dtype, unit, lanes, any of them; or of a function
-    r"_ZN10torchassayL?\d+([a-z_]+)(?:I(f|NS_\d+\w+?E)?(?:LNS_4UnitE(\d+)E)?(?:Li(\d+)E)?E)?E"
+MANGLED = re.compile(  # of a template's instance: dtype, unit, lanes, task, any of them; or of a function
+    r"_ZN10torchassayL?\d+([a-z_]+)"
+    r"(?:I(f|NS_\d+[BF]\w+?E)?(?:LNS_4UnitE(\d+)E)?(?:Li(\d+)E)?(NS_\d+\w+Task(?:ILb\dE)?E|Lb\dE)?E)?E"
 )
 COLUMNS_OF_LANE = 32
 SHORT_ROWS = {"an element": (1000, 32), "C = 100": (100, 4)}  # columns, and lanes that share such a row
@@ -38,11 +59,11 @@ SHORT_ROWS = {"an element": (1000, 32), "C = 100": (100, 4)}  # columns, and lan
 def named(mangled: str) -> dict[str, str]:
     """The first columns, from a mangled name."""
     match = MANGLED.match(mangled)
-    if not match or match[1] not in KERNELS or match[2] not in DTYPES or match[3] not in UNITS:
+    if not match or match[1] not in KERNELS or match[2] not in DTYPES or match[3] not in UNITS or match[5] not in TASKS:
         raise ValueError(f"not a kernel of ours: {mangled}")
-    kernel, dtype, unit, lanes = match.groups()
+    kernel, dtype, unit, lanes, task = match.groups()
     lanes = lanes or {"short_rows": "1-32", "row_spans": "256", "finish_rows": "256"}.get(kernel, "")
-    return {"kernel": kernel, "dtype": DTYPES[dtype], "unit": UNITS[unit], "lanes": lanes}
+    return {"kernel": kernel, "under": TASKS[task], "dtype": DTYPES[dtype], "unit": UNITS[unit], "lanes": lanes}
 
 
 def rank(line: str) -> tuple[int, ...]:
@@ -87,10 +108,10 @@ def straight(flow: sass.Flow, exp2: int) -> float:
     return of_exponentials(sass.passes(flow, blocks, flow.entry, rank), exp2).instructions / exp2
 
 
-def in_vectors(flow: sass.Flow, head: int, exp2: int) -> float:
+def in_vectors(flow: sass.Flow, head: int, vector: int, exp2_of_a_logit: int) -> float:
     """The same for a loop over vectors of one row."""
     ways = sass.passes(flow, flow.loops[head], head, lambda line: rank(line)[:2])
-    return of_exponentials(ways, exp2).instructions / exp2
+    return of_exponentials(ways, vector * exp2_of_a_logit).instructions / vector
 
 
 def figures_of(kernel: sass.Kernel) -> dict:
@@ -109,7 +130,7 @@ def figures_of(kernel: sass.Kernel) -> dict:
     elif names["kernel"] == "row_spans":
         found["an element"] = straight(flow, 4 * vector)
     elif names["kernel"] == "grad_vectors":
-        found["an element"] = in_vectors(flow, hot, vector)
+        found["an element"] = in_vectors(flow, hot, vector, 2 if names["under"] == "softcap" else 1)
     return names | {
         "target": kernel.target,
         "registers": kernel.registers,
@@ -130,10 +151,11 @@ def measured() -> tuple[str, list[dict]]:
         release = sass.compiler(cuobjdump, module, Path(folder))
     dtypes, units = list(DTYPES.values()), list(UNITS.values())
 
-    def place(row: dict) -> tuple[int, ...]:
+    def place(row: dict) -> tuple:
         target = int(re.sub(r"\D", "", row["target"]))
         lanes = int(row["lanes"]) if row["lanes"].isdigit() else 0
-        return KERNELS.index(row["kernel"]), dtypes.index(row["dtype"]), units.index(row["unit"]), lanes, target
+        kernel = KERNELS.index(row["kernel"]), row["under"]
+        return *kernel, dtypes.index(row["dtype"]), units.index(row["unit"]), lanes, target
 
     return release, sorted((figures_of(kernel) for kernel in sass.read(cuobjdump, module)), key=place)
 
@@ -144,15 +166,16 @@ def table(release: str, rows: list[dict]) -> str:
         "# The native CUDA kernels' machine code",
         "",
         f"Written by `python tests/cuda/static.py --write` from a module built with nvcc {release}, without a GPU; the",
-        "tests compare with it. `unit`: what every row starts at a multiple of, in bytes, and is a whole number of.",
+        "tests compare with it. `under`: what a kernel is for besides plain rows, the options of a loss (without a",
+        "softcap), or a softcap. `unit`: what every row starts at a multiple of, in bytes, and is a whole number of.",
         "`lanes`: how many share a row. `local`: bytes of stack and local memory. `wide loads`: 128-bit loads.",
         "`an element`: warp instructions for 32 logits, on the way through the code that whole spans of a row take.",
         "In `long_rows` the loop over spans, merging included. In `short_rows` the loop over steps, for rows of 1000",
         "columns (32 lanes, five levels of every reduction, 1000 of 1024 columns useful) and of 100 (the last column:",
         "4 lanes, two levels, 100 of 128), without the prediction, and without the finish of up to 32 rows at its end.",
         "In `row_spans` the whole kernel. In `grad_vectors` the loop over vectors, for one that is in the same row as",
-        "the one before and does not hold the target. Not counted for `finish_rows`, which merges, nor for the",
-        "kernels that read no logits.",
+        "the one before and does not hold the target. Not counted for `finish_rows`, which merges, for `swept_rows`,",
+        "which go over a row two or three times, nor for the kernels that read no logits.",
         "",
         "| " + " | ".join(COLUMNS) + " |",
         "|" + "---|" * len(COLUMNS),
