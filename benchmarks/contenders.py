@@ -9,6 +9,7 @@ import torch
 import torchassay as ta
 from torch import Tensor
 from torchassay import speed
+from torchassay.scores import BIT
 
 
 class Contender(NamedTuple):
@@ -53,6 +54,21 @@ def compiled() -> Contender:
 
 def loss_alone() -> Contender:
     return Contender("F.cross_entropy", lambda x, y: {"loss": speed.loss_only(x, y)})
+
+
+def noisy(backend: str, draws: int, std: float, logits: Tensor, top: Tensor, row_id: Tensor | None = None) -> Tensor:
+    """The mean entropy of noisy draws, of which ``top`` is the largest logit of each row without noise."""
+    given = logits, top, None, std, None, 1.0, row_id, None, 0, draws
+    return torch.ops.torchassay.draw_scores(*given, logits.dim() - 1, BIT["noisy_entropy"], "score", backend)[0]
+
+
+def eagerly_noisy(logits: Tensor, draws: int, std: float) -> Tensor:
+    """The same of other noise, as PyTorch makes it."""
+    total = torch.zeros(len(logits), device=logits.device)
+    for _ in range(draws):
+        log_p = (logits.float() + std * torch.randn(logits.shape, device=logits.device)).log_softmax(-1)
+        total -= (log_p.exp() * log_p).sum(-1)
+    return total / draws
 
 
 def make(rows: int, classes: int, dtype: torch.dtype, device: str) -> tuple[Tensor, Tensor]:

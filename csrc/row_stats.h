@@ -86,6 +86,12 @@ TORCHASSAY_HD Finished<F> finish(const RowState<F>& s, const Inverse<F>& inverse
     return f;
 }
 
+// Without a temperature.
+template <class F>
+TORCHASSAY_HD Finished<F> finish(const RowState<F>& s, F infinity) {
+    return finish(s, Inverse<F>{F{} + 1, F{}}, infinity);
+}
+
 // mu = t / (1 + r); the entropy is log_c + mu. Where z underflowed, g R may have overflowed.
 template <class F>
 TORCHASSAY_HD F entropy_offset(const Finished<F>& f, const RowState<F>& s) {

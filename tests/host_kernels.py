@@ -1,4 +1,4 @@
-"""The CUDA kernels on tensors in CPU memory, run by the programs tests/simt/run_*.cpp."""
+"""The CUDA kernels on tensors in CPU memory, run by the programs of run_*.cpp."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from torchassay.ops.memory import layout
 from torchassay.options import Options
-from torchassay.scores import SIGNALS
+from torchassay.scores import NOISY_SIGNALS, ROW_SIGNALS
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 2, torch.float16: 3}  # csrc/api.h, enum Dtype
-SLOTS = (*SIGNALS, "stats")
+SLOTS = (*ROW_SIGNALS, "stats")
 NEED_TARGET = ("loss", "grad_norm", "target_margin")
 
 
@@ -92,6 +92,33 @@ class OptionKernels(Kernels):
         return _run(self.program, request + struct.pack("=4d", temperature, smoothing, softcap, z_loss))
 
 
+class Draws(NamedTuple):
+    """The kernels that score several draws."""
+
+    program: Path
+
+    def __call__(
+        self,
+        input: Tensor,  # [..., C], or members of an ensemble [T, ..., C]
+        top: Tensor | None = None,  # [N] float32; None: an ensemble
+        draws: int = 1,  # of an ensemble, its members
+        std: Tensor | float = 0.0,  # [N] float32, or for all
+        scale: Tensor | float = 1.0,
+        row_id: Tensor | None = None,
+        seed: int = 0,
+        seed_by_address: bool = False,
+        names: tuple[str, ...] = NOISY_SIGNALS,
+    ) -> dict[str, Tensor]:
+        """Signals by name, each [N]."""
+        rows, stride = (input, 0) if top is not None else (input[0], input.stride(0))
+        asked = sum(1 << i for i, name in enumerate(NOISY_SIGNALS) if name in names)
+        request = _numbers(asked) + _rows(rows) + _numbers(draws if top is not None else len(input), stride)
+        request += _optional(top) + _number_or_tensor(std) + _number_or_tensor(scale) + _optional(row_id)
+        found = _run(self.program, request + _numbers(seed_by_address, seed))
+        table = torch.frombuffer(found, dtype=torch.float32).reshape(len(names), -1)
+        return dict(zip([name for name in NOISY_SIGNALS if name in names], table, strict=True))
+
+
 class Cdf(NamedTuple):
     """The kernel that counts what lies below values."""
 
@@ -102,6 +129,30 @@ class Cdf(NamedTuple):
         last = (len(values) - 1) * values.stride(0) + 1
         found = _run(self.program, request + values.as_strided((last,), (1,)).numpy().tobytes())
         return torch.frombuffer(found, dtype=torch.float32)
+
+
+class Heads(NamedTuple):
+    """The kernels of heads that are no softmax."""
+
+    program: Path
+
+    def __call__(
+        self,
+        input: Tensor,  # [N, L], dense along L
+        target: Tensor,  # [N, L] float32, dense along L
+        pos_weight: Tensor | None = None,  # [L]
+        head: str = "binary",
+        delta: float = 1.0,
+    ) -> dict[str, Tensor]:
+        """Signals by name, each [N]."""
+        request = _numbers(("binary", "mse", "l1", "huber").index(head), DTYPES[input.dtype], *input.shape)
+        request += struct.pack("=d", delta)
+        for tensor in (input, target):
+            request += _numbers(tensor.stride(0)) + _bytes(tensor)
+        request += _numbers(0) if pos_weight is None else _bytes(pos_weight)
+        found = torch.frombuffer(_run(self.program, request), dtype=torch.float32).view(3, -1)
+        names = ("loss", "entropy", "grad_norm") if head == "binary" else ("loss", "", "grad_norm")
+        return {name: value for name, value in zip(names, found, strict=True) if name}
 
 
 def _run(program: Path, request: bytes) -> bytearray:
@@ -122,6 +173,15 @@ def _bytes(tensor: Tensor) -> bytes:
     """The storage from the tensor's first element on, and its length before it."""
     storage = _storage(tensor)[tensor.storage_offset() * tensor.itemsize :]
     return _numbers(len(storage)) + storage
+
+
+def _optional(tensor: Tensor | None) -> bytes:
+    return _numbers(0) if tensor is None else _bytes(tensor)
+
+
+def _number_or_tensor(number: Tensor | float) -> bytes:
+    tensor, value = (number, 0.0) if isinstance(number, Tensor) else (None, number)
+    return _optional(tensor) + struct.pack("=d", value)
 
 
 def _rows(input: Tensor) -> bytes:

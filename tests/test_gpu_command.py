@@ -21,7 +21,7 @@ from steps import Outcome, Step
 from torchassay.backends import why_not
 
 PYTHON = (sys.executable, "-c")
-OURS = [name for name in ("native", "reference") if not why_not(name, "cpu", torch.float32, True)]
+OURS = [name for name in ("native", "reference") if not why_not(name, "cpu", torch.float32)]
 
 
 def test_without_a_gpu_one_line_says_so(monkeypatch, capsys):
@@ -217,6 +217,22 @@ def test_training_steps_are_verified_and_timed(bench, dtype):
     assert rows[0]["max error"] <= gpu_cases.GRAD_BOUND[dtype]
 
 
+def test_noisy_entropies_are_verified_and_timed(bench, monkeypatch):
+    bench = bench._replace(backends=["reference"])
+    assert gpu_cases.noisy_entropy(bench, 64, 100, torch.bfloat16) == []
+    ours, theirs = bench.record[gpu_cases.NOISY]
+    assert (ours["contender"], theirs["contender"]) == ("reference", "PyTorch chain")
+    assert 0 < ours["max error"] <= 1e-5 and ours["x ours"] == 1 and theirs["max error"] == "" and theirs["ms"] > 0
+    right = contenders.noisy
+
+    def off(backend, draws, std, logits, *given, **named):
+        found = right(backend, draws, std, logits, *given, **named)
+        return found if logits.dtype == torch.float64 else found * 1.001
+
+    monkeypatch.setattr(contenders, "noisy", off)
+    assert gpu_cases.noisy_entropy(bench, 64, 100, torch.bfloat16) == ["reference: WRONG, not timed"]
+
+
 def test_host_cost(bench, monkeypatch):
     monkeypatch.setattr(gpu_cases, "host_microseconds", lambda call: 12.0)
     assert gpu_cases.host_cost(bench) == []
@@ -263,7 +279,7 @@ def test_bandwidth_and_the_cases_of_a_run():
     assert bandwidth.best_read({"copy": 9.0, "read, a": 2.0, "read, b": 3.0}) == 3
     quick, full = bench_gpu.cases(True), bench_gpu.cases(False)
     assert len({*map(str, full)}) == len(full) and {case[:4] for case in quick} <= {case[:4] for case in full}
-    assert {case.kind for case in full} == {"five", "training", "ours", "options"} and sum(
+    assert {case.kind for case in full} == {"five", "training", "noisy", "options", "ours"} and sum(
         case.compiled for case in quick
     ) <= 2
 

@@ -1,6 +1,6 @@
 // The CPU kernels as one table for each instruction set.
 //
-// row_scores.cpp and row_grads.cpp are compiled several times, with TORCHASSAY_ISA naming the instruction set and the
+// The files that include this are compiled several times, with TORCHASSAY_ISA naming the instruction set and the
 // compiler's flags allowing it; launch.cpp takes the best table this machine can run. Unlike ifunc clones this lets a
 // test run every variant on one machine.
 #pragma once
@@ -11,6 +11,7 @@
 namespace torchassay {
 
 constexpr int64_t kSegment = 8192;  // long rows are cut here, always, so threads never change a bit
+constexpr int64_t kInLanes = 256;   // rows of at most this many classes stand in lanes: 16 KB of L1
 
 // The state of one segment of a row: see row_stats.h.
 struct Segment {
@@ -36,13 +37,43 @@ struct GradJob {
     void* out;
 };
 
+struct DrawJob {
+    Rows rows;
+    Draws draws;
+    uint64_t key;
+    void* const* out;
+
+    bool wants_mixture() const { return out[kPredictiveEntropy] || out[kMutualInformation]; }
+};
+
+struct NormalJob {
+    const int64_t* row_id;
+    uint64_t key;
+    uint32_t purpose, draw;
+    int64_t columns;
+    bool uniform;
+    float* out;
+};
+
+// clang-format off
+// Every kernel: its result, name and parameters.
+#define TORCHASSAY_EACH_KERNEL(kernel)                                                                             \
+    kernel(void, score_rows, (ScoreJob&, int64_t begin, int64_t end))                                              \
+    kernel(void, score_segment, (const ScoreJob&, int64_t row, int64_t segment, Segment* out))                     \
+    kernel(void, score_states, (ScoreJob&, int64_t begin, int64_t end, const Segment* states)) /* [N, segments] */ \
+    kernel(void, grad_columns, (const GradJob&, int64_t row, int64_t begin, int64_t end))                          \
+    kernel(int64_t, draw_scratch, (const DrawJob&)) /* bytes of memory that draw_rows needs */                     \
+    kernel(void, draw_rows, (const DrawJob&, int64_t begin, int64_t end, void* scratch))                           \
+    kernel(void, normal_rows, (const NormalJob&, int64_t begin, int64_t end))                                      \
+    kernel(void, score_heads, (const HeadTask&, int64_t begin, int64_t end))
+// clang-format on
+
 struct Kernels {
     const char* isa;
     int lanes;  // float32 lanes; rows are handed out in multiples of it
-    void (*score_rows)(ScoreJob&, int64_t begin, int64_t end);
-    void (*score_segment)(const ScoreJob&, int64_t row, int64_t segment, Segment* out);
-    void (*score_states)(ScoreJob&, int64_t begin, int64_t end, const Segment* states);  // [N, segments]
-    void (*grad_columns)(const GradJob&, int64_t row, int64_t begin, int64_t end);
+#define TORCHASSAY_MEMBER(result, name, parameters) result(*name) parameters;
+    TORCHASSAY_EACH_KERNEL(TORCHASSAY_MEMBER)
+#undef TORCHASSAY_MEMBER
 };
 
 // Walks over rows: one division to begin with, none for each row.

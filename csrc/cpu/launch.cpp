@@ -1,6 +1,7 @@
 // Which instruction set, how many threads, which cut: the native entry points of api.h on the CPU.
 #include <cstdint>
 #include <cstring>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -9,15 +10,13 @@
 
 namespace torchassay {
 
-#define TORCHASSAY_DECLARE(isa)                                                               \
-    namespace isa {                                                                           \
-    extern const int kLanes;                                                                  \
-    void score_rows_any(ScoreJob&, int64_t begin, int64_t end);                               \
-    void score_segment_any(const ScoreJob&, int64_t row, int64_t segment, Segment* out);      \
-    void score_states_any(ScoreJob&, int64_t begin, int64_t end, const Segment* states);      \
-    void grad_columns_any(const GradJob&, int64_t row, int64_t begin, int64_t end);           \
-    static const Kernels kernels = {                                                          \
-        #isa, kLanes, score_rows_any, score_segment_any, score_states_any, grad_columns_any}; \
+#define TORCHASSAY_DECLARE_KERNEL(result, name, parameters) result name##_any parameters;
+#define TORCHASSAY_ENTRY(result, name, parameters) name##_any,
+#define TORCHASSAY_DECLARE(isa)                                                              \
+    namespace isa {                                                                          \
+    extern const int kLanes;                                                                 \
+    TORCHASSAY_EACH_KERNEL(TORCHASSAY_DECLARE_KERNEL)                                        \
+    static const Kernels kernels = {#isa, kLanes, TORCHASSAY_EACH_KERNEL(TORCHASSAY_ENTRY)}; \
     }
 #if defined(TORCHASSAY_X86)
 TORCHASSAY_DECLARE(avx512)
@@ -112,6 +111,37 @@ void row_grads(const Rows& rows, const Targets& targets, const void* stats, cons
             kernels->grad_columns(job, i / segments, start, stop < rows.classes ? stop : rows.classes);
         }
     });
+}
+
+void draw_scores(const Rows& rows, const Draws& draws, void* const out[kDrawSlots], int threads) {
+    const Kernels* kernels = chosen;
+    const uint64_t key = draws.seed.data ? *draws.seed.data : draws.seed.value;
+    const DrawJob job{rows, draws, key, out};
+    const int64_t count = rows.count(), numbers = rows.classes * draws.count;
+    threads = threads_for(count * numbers, threads);
+    const int together = rows.classes <= kInLanes ? kernels->lanes : 1;
+    parallel_for(count, rows_at_once(count, numbers, threads, together), threads, [&](int64_t begin, int64_t end) {
+        const std::unique_ptr<char[]> scratch(new char[kernels->draw_scratch(job)]);
+        kernels->draw_rows(job, begin, end, scratch.get());
+    });
+}
+
+void normals(const int64_t* row_id, int64_t rows, const Seed& seed, int purpose, uint32_t draw, int64_t columns,
+             bool uniform, float* out, int threads) {
+    const Kernels* kernels = chosen;
+    const uint64_t key = seed.data ? *seed.data : seed.value;
+    const NormalJob job{row_id, key, uint32_t(purpose), draw, columns, uniform, out};
+    threads = threads_for(rows * columns, threads);
+    parallel_for(rows, rows_at_once(rows, columns, threads, 1), threads,
+                 [&](int64_t begin, int64_t end) { kernels->normal_rows(job, begin, end); });
+}
+
+void head_scores(const HeadTask& task, int threads) {
+    const Kernels* kernels = chosen;
+    const int64_t count = task.rows.count(), outputs = task.rows.classes;
+    threads = threads_for(count * outputs, threads);
+    parallel_for(count, rows_at_once(count, outputs, threads, kernels->lanes), threads,
+                 [&](int64_t begin, int64_t end) { kernels->score_heads(task, begin, end); });
 }
 
 }  // namespace torchassay

@@ -32,6 +32,8 @@ using F32 = float __attribute__((vector_size(kBytes)));
 using F64 = double __attribute__((vector_size(kBytes)));
 using I32 = int32_t __attribute__((vector_size(kBytes)));
 using I64 = int64_t __attribute__((vector_size(kBytes)));
+using U32 = uint32_t __attribute__((vector_size(kBytes)));
+using U64 = uint64_t __attribute__((vector_size(kBytes)));
 
 struct Bfloat16 {
     uint16_t bits;
@@ -210,6 +212,20 @@ TORCHASSAY_INLINE double sum_lanes(F64 x) {
     return a[0];
 }
 #endif
+
+// The sum of the two halves of float lanes, as double.
+template <class T>
+TORCHASSAY_INLINE F64 widened(typename Simd<T>::V x) {
+    if constexpr (sizeof(T) == 8)
+        return x;
+    else
+        return widen_low(x) + widen_high(x);
+}
+
+template <class V>
+TORCHASSAY_INLINE V absolute(V x) {
+    return max_or_second(x, -x);
+}
 
 // One bit a lane, set where the condition holds.
 template <class I>

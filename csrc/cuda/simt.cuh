@@ -90,7 +90,7 @@ __device__ __forceinline__ float exp2_fast(float x) {
     return y;
 }
 
-// 1 / x with 1 ulp of error.
+// 1 / x with 1 ulp of error, for normal numbers whose inverse is normal.
 __device__ __forceinline__ float reciprocal_fast(float x) {
     float y;
     asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));

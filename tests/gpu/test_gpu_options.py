@@ -66,10 +66,10 @@ def test_signals_and_gradients_are_those_of_the_reference(name, classes, dtype, 
 def test_a_row_has_the_same_bits_alone(name, classes, backend, batch, bits):
     x, y = batch(ROWS, classes)
     given = options(name, classes)
-    whole = bits(ta.score(x, y, signals=("loss", "grad_norm", "entropy"), backend=backend, **given))
+    signals = "loss", "grad_norm", "entropy"
+    whole = bits(ta.score(x, y, signals=signals, backend=backend, **given))
     for row in (0, 7, ROWS - 1):
         one = {k: v[row : row + 1] if k == "temperature" and torch.is_tensor(v) else v for k, v in given.items()}
-        alone = ta.score(
-            x[row : row + 1], y[row : row + 1], signals=("loss", "grad_norm", "entropy"), backend=backend, **one
-        )
-        assert torch.equal(bits(alone), whole[:, row : row + 1]), row
+        part = slice(row, row + 1)
+        alone = bits(ta.score(x[part], y[part], signals=signals, backend=backend, **one))
+        assert torch.equal(alone, whole[:, part]), row

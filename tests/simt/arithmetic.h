@@ -36,11 +36,11 @@ inline float exp2_fast(float x) {
     return bits < 0x00800000 ? 0 : as_float(uint32_t(bits));
 }
 
-// The nearest number, or 1 ulp off, of normal numbers.
+// Likewise, up to 1 ulp off.
 inline float reciprocal_fast(float x) {
-    const float nearest = 1.0f / x;
-    if (!std::isfinite(nearest) || nearest == 0.0f) return nearest;
-    return as_float(uint32_t(int(as_bits(nearest)) + int((as_bits(x) * 2654435761u >> 16) % 3) - 1));
+    const float nearest = 1 / x;
+    if (!std::isfinite(nearest)) return nearest;
+    return as_float(as_bits(nearest) + (as_bits(x) * 2654435761u >> 16) % 3 - 1);
 }
 
 inline float larger(float a, float b) { return std::fmax(a, b); }

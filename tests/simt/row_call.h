@@ -1,7 +1,6 @@
 // A call of the kernels for rows of logits: a request on standard input, the outputs on standard output.
 //
-// Threads and blocks are taken in ascending, then in descending order, which must give the same bits. Every buffer
-// begins and ends on 16 bytes, as device memory does, and AddressSanitizer sees what lies beyond.
+// Threads and blocks are taken in ascending, then in descending order, which must give the same bits.
 #pragma once
 #include <memory>
 #include <vector>
@@ -10,30 +9,6 @@
 #include "row_memory.cuh"
 
 namespace torchassay {
-
-class Buffer {
-public:
-    explicit Buffer(int64_t bytes) : bytes_(bytes), data_(std::aligned_alloc(16, (bytes + 15) / 16 * 16)) {}
-    ~Buffer() { std::free(data_); }
-    Buffer(const Buffer&) = delete;
-    Buffer& operator=(const Buffer&) = delete;
-
-    void* data() { return data_; }
-    void* poisoned() {
-        std::memset(data_, 0xa5, bytes_);
-        return data_;
-    }
-    bool holds(const std::vector<char>& bytes) const { return std::memcmp(data_, bytes.data(), bytes_) == 0; }
-    std::vector<char> copy() const {
-        const auto* begin = static_cast<const char*>(data_);
-        return {begin, begin + bytes_};
-    }
-    void write() const { std::fwrite(data_, 1, bytes_, stdout); }
-
-private:
-    int64_t bytes_;
-    void* data_;
-};
 
 class RowCall {
 public:
@@ -45,25 +20,20 @@ public:
 
     explicit RowCall(int stats_rows) : stats_rows_(stats_rows) {
         asked = number(), multiprocessors = number();
-        rows.dtype = Dtype(number());
-        rows.outer = number(), rows.inner = number(), rows.classes = number();
-        rows.outer_stride = number(), rows.inner_stride = number();
-        const int64_t offset = number();
-        rows.data = static_cast<const char*>(read()) + offset;
+        rows = rows_of_request(kept_);
         targets.wide = number(), targets.ignore_index = number(), targets.data = read();
         if (asked) return;
         stats = read();
         for (auto& g : up) g.stride = number(), g.data = read();
     }
 
-    // The next bytes of the request, so many that a number says how many; null for none.
-    void* read() {
-        const int64_t bytes = number();
-        if (bytes == 0) return nullptr;
-        kept_.push_back(std::make_unique<Buffer>(bytes));
-        read_bytes(kept_.back()->data(), bytes);
-        return kept_.back()->data();
+    ~RowCall() {
+        for (const Buffer* buffer : kept_) delete buffer;
     }
+    RowCall(const RowCall&) = delete;
+    RowCall& operator=(const RowCall&) = delete;
+
+    void* read() { return Buffer::read(kept_); }
 
     // Calls scores(out, descending), or if a gradient is asked for grads(out, descending), once in each order.
     template <class Scores, class Grads>
@@ -96,7 +66,7 @@ public:
 
 private:
     int stats_rows_;
-    std::vector<std::unique_ptr<Buffer>> kept_;
+    std::vector<Buffer*> kept_;
 };
 
 // f(In{}) for the type of the logits.

@@ -67,7 +67,10 @@ class Exact:
         slope = np.ones_like(x)
         if softcap is not None:
             finite = np.where(np.isinf(x), 0, x) / softcap
-            x, slope = np.where(np.isinf(x), x, softcap * np.tanh(finite)), 1 / np.cosh(finite) ** 2
+            x, slope = (
+                np.where(np.isinf(x), x, softcap * np.tanh(finite)),
+                np.where(np.isinf(x), 0, 1 / np.cosh(finite) ** 2),
+            )
         logits = x / self.t
         self.m = logits[self.rows, self.k]
         self.a = self.m[:, None] - logits
@@ -189,12 +192,18 @@ def labelled(name: str, classes: int, dtype: torch.dtype) -> tuple[torch.Tensor,
     return x, y, options
 
 
+def shared_out(names: list[str], classes: int, dtype: torch.dtype) -> list[str]:
+    """All of them for some rows of each kernel in float32; else a third, in turn."""
+    if dtype == torch.float32 and classes in (33, 1000, 1025):
+        return names
+    turn = CLASSES.index(classes) + DTYPES.index(dtype)
+    return [name for i, name in enumerate(names) if (i + turn) % 3 == 0]
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("classes", CLASSES)
 def test_signals_of_labels(classes, dtype, kernels):
-    for i, name in enumerate(NAMES):
-        if classes > 2000 and (i + CLASSES.index(classes) + DTYPES.index(dtype)) % 3:
-            continue  # the long rows share the combinations out
+    for name in shared_out(NAMES, classes, dtype):
         x, y, options = labelled(name, classes, dtype)
         check(kernels.under(**options).scores(x, y, OF_LABELS), x, y, options)
 
@@ -205,9 +214,7 @@ def test_signals_of_probabilities(classes, dtype, kernels):
     x, _ = batch(classes, dtype)
     x[2] = noise(classes, seed=8).to(dtype)  # a class at -inf: tested below
     t = probabilities(classes, len(x))
-    for name in ("nothing", "temperatures", "smoothing and all", "softcap and all"):
-        if classes > 2000 and name != ("nothing", "smoothing and all", "softcap and all")[DTYPES.index(dtype)]:
-            continue
+    for name in shared_out(["nothing", "smoothing and all", "softcap and all"], classes, dtype):
         options = case(name, classes, len(x))
         check(kernels.under(t, **options).scores(x, None, OF_PROBABILITIES), x, t, options)
 
@@ -349,8 +356,8 @@ def test_targets_ignored_and_out_of_range(name, classes, kernels):
 # ---- bits
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("classes", [5, 100, 1000, 1032, 8200, 9001])
+@pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)
+@pytest.mark.parametrize("classes", [5, 100, 1032, 9001])
 def test_a_row_has_the_same_bits_anywhere(classes, dtype, kernels):
     """At any address and stride, alone, cut into spans or not."""
     x, y = noise(4, classes).to(dtype), torch.tensor([classes - 1, 0, 3, 1])
@@ -422,7 +429,8 @@ def upstream(which: str, count: int):
 @pytest.mark.parametrize("classes", [1, 2, 5, 33, 100, 1025])
 def test_gradients(classes, dtype, kernels):
     for which in ("loss", "entropy", "both"):
-        for name in NAMES if which == "loss" else ("temperatures", "smoothing and all", "softcap and all"):
+        names = NAMES if which == "loss" else ["temperatures", "smoothing and all", "softcap and all"]
+        for name in shared_out(names, classes, dtype):
             x, y, options = labelled(name, classes, dtype)
             gL, gH = upstream(which, len(x))
             under = kernels.under(**options)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 import triton
-from torchassay.triton_kernels import cdf, row_grads, row_scores
+from torchassay.triton_kernels import cdf, draw_scores, head_scores, philox, row_grads, row_scores
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -42,6 +42,7 @@ POINTERS = {
 }
 FIVE = 0b001010111  # loss, entropy, grad_norm, confidence, margin
 ALL = 0b1111111111
+SEED = 2**63 - 5  # of 64 bits
 COLUMNS = "kernel", "dtype", "target", "registers", "spills", "shared", "wide loads", "instructions", "an element"
 
 
@@ -82,6 +83,8 @@ def compiled(kernel, arguments: dict, options: dict, target: GPUTarget):
             signature[parameter.name] = POINTERS[value.dtype]
             if value.data_ptr() % 16 == 0:
                 attributes[(parameter.num,)] = [["tt.divisibility", 16]]
+        elif isinstance(value, float):
+            signature[parameter.name] = "fp32"
         else:
             signature[parameter.name] = "i32" if -(2**31) <= value < 2**31 else "i64"
     return triton.compile(ASTSource(kernel, signature, constants, attributes), target=target, options=options)
@@ -114,6 +117,38 @@ def shares(midrank: bool) -> list[tuple]:
     return launch(cdf, lambda: cdf.cdf(window, total, values, midrank, out))
 
 
+def heads(head: str, dtype: torch.dtype, C: int) -> list[tuple]:
+    """The launch of `head_scores`."""
+    rows, target, weight = empty(8192, C, dtype=dtype), empty(8192, C), empty(C)
+    out = [empty(8192), empty(8192), empty(8192)]
+    if head != "binary":
+        weight = out[1] = None
+    return launch(head_scores, lambda: head_scores.head_scores(rows, target, weight, head, 1.0, out))
+
+
+def noisy(dtype: torch.dtype, C: int) -> list[tuple]:
+    """The launches of `draw_scores` for noise: numbers and ids of each row, everything asked for."""
+    N = 128
+    row_id, out = empty(N, dtype=torch.int64), [empty(N) for _ in range(3)]
+    rows = empty(1, N, C, dtype=dtype)
+    return launch(
+        draw_scores,
+        lambda: draw_scores.draw_scores(rows, empty(N), empty(N), empty(N), row_id, None, SEED, 4, out),
+    )
+
+
+def members(dtype: torch.dtype, C: int) -> list[tuple]:
+    """The launches of `draw_scores` for an ensemble."""
+    rows, out = empty(4, 1, 128, C, dtype=dtype), [empty(128) for _ in range(3)]
+    return launch(draw_scores, lambda: draw_scores.draw_scores(rows, None, 0.0, 1.0, None, None, 0, 4, out))
+
+
+def numbers(uniform: bool) -> list[tuple]:
+    """The launch of `normals`."""
+    row_id, out = empty(128, dtype=torch.int64), empty(128, 1024)
+    return launch(philox, lambda: philox.normals(row_id, None, SEED, philox.FEATURE_NOISE.value, 1, uniform, out))
+
+
 EVERY = ("fp16", "bf16", "fp32")
 # Every kernel, aligned and not, in these dtypes; five signals unless it says ten.
 VARIANTS: dict[str, tuple[tuple[str, ...], Callable[[torch.dtype], list[tuple]]]] = {
@@ -129,6 +164,19 @@ VARIANTS: dict[str, tuple[tuple[str, ...], Callable[[torch.dtype], list[tuple]]]
     "grads 100": (("bf16",), lambda dtype: grads(dtype, 100)),
     "grads 50257": (("bf16",), lambda dtype: grads(dtype, 50257)),
     "grads 151936": (EVERY, lambda dtype: grads(dtype, 151936)),
+    "binary 1": (("fp32",), lambda dtype: heads("binary", dtype, 1)),
+    "binary 100": (EVERY, lambda dtype: heads("binary", dtype, 100)),
+    "binary 5000": (("bf16",), lambda dtype: heads("binary", dtype, 5000)),
+    "mse 100": (("fp32",), lambda dtype: heads("mse", dtype, 100)),
+    "l1 100": (("fp32",), lambda dtype: heads("l1", dtype, 100)),
+    "huber 100": (("fp32",), lambda dtype: heads("huber", dtype, 100)),
+    "noise 10": (("bf16",), lambda dtype: noisy(dtype, 10)),
+    "noise 1000": (("bf16",), lambda dtype: noisy(dtype, 1000)),
+    "noise 151936": (("bf16", "fp32"), lambda dtype: noisy(dtype, 151936)),
+    "ensemble 1000": (("bf16",), lambda dtype: members(dtype, 1000)),
+    "ensemble 151936": (("bf16", "fp32"), lambda dtype: members(dtype, 151936)),
+    "normals 1024": (("fp32",), lambda _: numbers(False)),
+    "uniforms 1024": (("fp32",), lambda _: numbers(True)),
     "cdf 1024": (("fp32",), lambda _: shares(False)),
     "cdf 1024, midrank": (("fp32",), lambda _: shares(True)),
 }
@@ -140,12 +188,14 @@ def nvidia(kernel) -> dict:
         file.write(kernel.asm["cubin"])
         file.flush()
         (machine,) = sass.read(CUOBJDUMP, file.name)
+    flow = sass.Flow(machine.code)
     return {
         "registers": machine.registers,
         "spills": machine.local,
         "wide loads": machine.count(r"LDG\.E\.128"),
         "instructions": len(machine.code),
-        "loop": hot_loop(sass.Flow(machine.code)),
+        "loop": hot_loop(flow),
+        "longest": max((len(flow.lines(body)) for body in flow.loops.values()), default=0),
     }
 
 
@@ -166,13 +216,21 @@ def amd(kernel) -> dict:
         "wide loads": len(re.findall(r"\b(?:global|buffer)_load_dwordx4\b", text)),
         "instructions": len(re.findall(r"^\s+[vs]_|^\s+(?:global|buffer|ds)_", text, re.MULTILINE)),
         "loop": 0,
+        "longest": 0,
     }
 
 
 def per_element(arguments: dict, threads: int, instructions: int, loop: int) -> float:
-    """Warp instructions for 32 logits: of the hot loop of long rows, of everything else where rows fit a program."""
-    constant = {name: arguments.get(name) for name in ("GROUPS", "ROWS", "COLUMNS", "VECTOR", "UNIT")}
-    if constant["VECTOR"]:
+    """Warp instructions for 32 logits (or their noise): of the hot loop of long rows and of draws, of everything else
+    where rows fit a program."""
+    if "BLOCKS" in arguments:
+        logits = arguments["ROWS"] * min(arguments.get("C") or arguments["columns"], 4 * arguments["BLOCKS"])
+        return (loop or instructions) * threads / logits
+    constant = {name: arguments.get(name) for name in ("GROUPS", "ROWS", "COLUMNS", "VECTOR", "UNIT", "HEAD")}
+    if constant["HEAD"] is not None:
+        C = arguments["C"]
+        taken, logits = instructions + (triton.cdiv(C, constant["COLUMNS"]) - 1) * loop, constant["ROWS"] * C
+    elif constant["VECTOR"]:
         taken, logits = loop or instructions, row_scores.TILES.value * row_scores.LANES.value * constant["VECTOR"]
     else:
         groups = constant["GROUPS"] or 1
@@ -191,11 +249,13 @@ def figures() -> list[dict]:
                 for target_name, target in TARGETS.items():
                     machine = compiled(kernel, arguments, options, target)
                     entry = amd(machine) if target.backend == "hip" else nvidia(machine)
-                    loop = entry.pop("loop")
+                    loop, longest = entry.pop("loop"), entry.pop("longest")
                     threads = machine.metadata.num_warps * 32
                     entry["an element"] = None
-                    logits = "rows_ptr" in arguments and arguments.get("states_ptr") is None
+                    drawn = "BLOCKS" in arguments
+                    logits = drawn or ("rows_ptr" in arguments and arguments.get("states_ptr") is None)
                     if target.backend == "cuda" and logits:
+                        loop = longest if drawn else loop
                         entry["an element"] = round(per_element(arguments, threads, entry["instructions"], loop), 1)
                     name = f"{variant}: {kernel.__name__}"
                     entry |= {"kernel": name, "dtype": dtype_name, "target": target_name}
@@ -223,8 +283,9 @@ def table(found: list[dict]) -> str:
         "tests compare with it. Five signals (loss, entropy, grad_norm, confidence, margin) unless it says ten.",
         "`spills`: bytes of local memory (sm) or vector registers spilled (gfx). `wide loads`: 128-bit loads.",
         "`an element`: warp instructions for 32 logits, in the hot loop of long rows, in everything where rows fit",
-        "into a program; not counted for gfx942, nor where `long_rows` only merges what `row_segments` summed, nor for",
-        "`_cdf`, which reads no logits.",
+        "into a program, or are walked along by it (`_head_scores`); not counted for gfx942, nor where `long_rows`",
+        "only merges what `row_segments` summed, nor for `_cdf`, which reads no logits. Noise, ensembles and normals:",
+        "for 32 elements of one draw.",
         "",
         "| " + " | ".join(COLUMNS) + " |",
         "|" + "---|" * len(COLUMNS),
