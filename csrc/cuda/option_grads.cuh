@@ -11,6 +11,8 @@ namespace torchassay {
 
 template <bool kCapped>
 struct OptionGradTask : GradTask {
+    static constexpr int kBlocks = kCapped ? 3 : 4;  // the registers of the tanh
+
     OptionsOnDevice options;
 };
 

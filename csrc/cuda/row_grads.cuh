@@ -14,6 +14,8 @@ namespace torchassay {
 constexpr int kVectorsOfThread = 4;  // what a row's terms cost is shared by these, if they lie in one row
 
 struct GradTask {
+    static constexpr int kBlocks = 4;  // that a multiprocessor is to hold
+
     RowsOnDevice rows;
     Targets targets;
     const float* stats;  // [6, count], [7, count] under options
@@ -129,7 +131,7 @@ TORCHASSAY_DEVICE Words logits_of(const GradTask& task, int64_t first, int64_t t
 }
 
 template <class In, class Task>
-__global__ void __launch_bounds__(kThreads, 4) grad_vectors(Task task) {
+__global__ void __launch_bounds__(kThreads, Task::kBlocks) grad_vectors(Task task) {
     constexpr int width = kVector<In>;
     const int classes = task.rows.classes;
     const int64_t total = task.rows.count * classes;
