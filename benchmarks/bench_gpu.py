@@ -17,6 +17,7 @@ VOCABULARIES = [(8192, 50257), (4096, 151936), (8192, 32000)]
 FEW_CLASSES = [(1 << 20, 100), (1 << 17, 1000), (16384, 4096)]
 COMPARED = [(1 << 22, 10), (1 << 22, 32), (1 << 19, 256), (1 << 14, 8192)]  # for the rule that chooses between ours
 TRAINED = [(1 << 17, 1000), (8192, 32000), (8192, 50257), (4096, 151936)]
+WITH_OPTIONS = [(8192, 50257), (1 << 17, 1000)]
 BF16, FP32, FP16 = torch.bfloat16, torch.float32, torch.float16
 
 
@@ -39,6 +40,7 @@ def cases(quick: bool) -> list[Case]:
             Case("five", 8192, 50257, BF16, True),
             Case("five", 1 << 17, 1000, BF16, True),
             Case("training", 8192, 50257, BF16),
+            Case("options", 8192, 50257, BF16),
             Case("five", 1 << 20, 100, BF16),
             Case("five", 4096, 151936, BF16),
             Case("five", 8192, 32000, FP32),
@@ -52,6 +54,7 @@ def cases(quick: bool) -> list[Case]:
         *(Case("noisy", *shape, BF16) for shape in ((1 << 17, 1000), (8192, 50257))),
         *(Case("ours", *shape, dtype) for dtype in (BF16, FP32) for shape in COMPARED),
         *(Case("training", *shape, FP32) for shape in TRAINED),
+        *(Case("options", *shape, dtype) for dtype in (BF16, FP32) for shape in WITH_OPTIONS),
     ]
 
 
@@ -92,6 +95,8 @@ def test_case(case, bench):
     shape = case.rows, case.classes, case.dtype
     if case.kind == "training":
         wrong = gpu_cases.training_step(bench, *shape)
+    elif case.kind == "options":
+        wrong = gpu_cases.five_signals_under_options(bench, *shape)
     elif case.kind == "noisy":
         wrong = gpu_cases.noisy_entropy(bench, *shape)
     else:

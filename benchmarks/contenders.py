@@ -83,6 +83,22 @@ def make(rows: int, classes: int, dtype: torch.dtype, device: str) -> tuple[Tens
     return logits, target
 
 
+def under_options(logits: Tensor, target: Tensor) -> dict[str, tuple[Tensor, dict]]:
+    """Targets and options of a call by name, the first of them none."""
+    classes = logits.shape[1]
+    weight = torch.linspace(0.5, 1.5, classes, device=logits.device)
+    probabilities = (weight / weight.sum()).expand(len(logits), -1).contiguous()
+    return {
+        "plain": (target, {}),
+        "temperature": (target, {"temperature": 0.7}),
+        "smoothing": (target, {"label_smoothing": 0.1}),
+        "weight": (target, {"weight": weight}),
+        "weight x smoothing": (target, {"weight": weight, "label_smoothing": 0.1}),
+        "softcap": (target, {"softcap": 30.0}),
+        "probabilities": (probabilities, {}),
+    }
+
+
 def spread(logits: Tensor, rows: int) -> Tensor:
     """Indices of some rows, from the first to the last."""
     at = torch.linspace(0, len(logits) - 1, min(rows, len(logits)), dtype=torch.float64)

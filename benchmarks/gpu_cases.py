@@ -15,13 +15,16 @@ import torch.nn.functional as F
 import torchassay as ta
 from clock import host_microseconds, seconds_left
 from torch import Tensor
+from torchassay import speed
 
 FIVE = "Five signals (loss, entropy, grad_norm, margin, confidence)"
 TRAINING = "Training step: cross_entropy with three signals, forward and backward"
+OPTIONS = "The five signals under options"
 NOISY = "Mean entropy of four noisy draws, given the largest logit of each row"
 HOST = "Host cost of one call, 1 x 10"
 PEERS = "Peers that are not in the tables"
 BOUND = 2e-6  # on the relative error of signals
+OPTIONS_BOUND = 2e-5  # relative to 1 at least: what a softcap and a smoothed norm may be off
 NOISY_BOUND = 1e-5
 DRAWS, STD = 4, 0.5
 GRAD_BOUND = {torch.float32: 2e-6, torch.bfloat16: 1e-2, torch.float16: 1e-2}  # half precision rounds what it returns
@@ -128,6 +131,43 @@ def forward_bar(name: str, rows: int, classes: int, dtype: torch.dtype, row: dic
     if share is not None:
         return bars.at_least(row["% of read"], 100 * share, " % of read")
     return bars.at_least(row["x ours"], bars.TIMES_OURS.get(name), "x ours") if row["x ours"] else {}
+
+
+def five_signals_under_options(bench: Bench, rows: int, classes: int, dtype: torch.dtype) -> list:
+    """One shape forward, each option beside the plain call; returns what is wrong with ours."""
+    logits, target = contenders.make(rows, classes, dtype, bench.device)
+    inputs = rotation.copies(logits, bench.beyond)
+    at = contenders.spread(logits, 256)
+    ways = contenders.under_options(logits, target)
+
+    def error_of(found: dict[str, Tensor], y: Tensor, given: dict) -> float:
+        wide = {key: value.double() if torch.is_tensor(value) else value for key, value in given.items()}
+        y = y[at].double() if y.is_floating_point() else y[at]
+        exact = ta.reference.score(logits[at].double(), y, signals=tuple(found), **wide).as_dict()
+        errors = [(found[name][at].double() - true).abs() / true.abs().clamp(min=1.0) for name, true in exact.items()]
+        return torch.stack(errors).max().item()
+
+    tried = {}
+    with torch.inference_mode():
+        for backend in bench.backends:
+            for what, (y, given) in ways.items():
+
+                def call(x: Tensor, backend=backend, y=y, given=given) -> dict[str, Tensor]:
+                    return ta.score(x, y, signals=speed.SIGNALS, backend=backend, **given).as_dict()
+
+                judge = partial(error_of, y=y, given=given)
+                tried[f"{backend}, {what}"] = attempt(call, inputs, judge, OPTIONS_BOUND, bench.capture)
+        ms = raced(bench, tried)
+    for name, one in tried.items():
+        backend, _, what = name.partition(", ")
+        row = {"logits": f"{rows} x {classes}", "dtype": str(dtype).removeprefix("torch."), "contender": name}
+        row |= {"ms": ms.get(name, ""), "x plain": "", "max error": one.error, **bars.NONE, "timed by": one.note}
+        plain = ms.get(f"{backend}, plain")
+        if name in ms and plain:
+            row["x plain"] = ms[name] / plain
+            row |= bars.at_most(row["x plain"], bars.OPTIONS.get(what) if classes >= 1000 else None, "x plain")
+        bench.record(OPTIONS, row)
+    return wrong(bench, tried)
 
 
 def training_step(bench: Bench, rows: int, classes: int, dtype: torch.dtype) -> list:

@@ -172,6 +172,39 @@ void cuda_grads(uintptr_t data, int dtype, int64_t outer, int64_t inner, int64_t
                     reinterpret_cast<void*>(out), {device, reinterpret_cast<void*>(stream)});
 }
 
+int64_t cuda_option_workspace(int dtype, int64_t rows, int64_t classes, int device) {
+    return cuda::option_scores_workspace(Rows{nullptr, Dtype(dtype), 1, rows, classes, 0, classes}, device);
+}
+
+void cuda_scores_with_options(uintptr_t data, int dtype, int64_t outer, int64_t inner, int64_t classes,
+                              int64_t outer_stride, int64_t inner_stride, uintptr_t target, bool wide,
+                              int64_t ignore_index, uintptr_t weight, uintptr_t probabilities, double label_smoothing,
+                              uintptr_t temperature_data, double temperature, double softcap, double z_loss,
+                              const py::sequence& out, uintptr_t workspace, int device, uintptr_t stream) {
+    const Rows rows{pointer(data), Dtype(dtype), outer, inner, classes, outer_stride, inner_stride};
+    const Number by_row{pointer(temperature_data), temperature};
+    const auto slots = slots_of(out);
+    py::gil_scoped_release release;
+    cuda::option_scores(rows, Targets{pointer(target), wide, ignore_index},
+                        {pointer(weight), pointer(probabilities), by_row, label_smoothing, softcap, z_loss},
+                        slots.data(), reinterpret_cast<void*>(workspace), {device, reinterpret_cast<void*>(stream)});
+}
+
+void cuda_grads_with_options(uintptr_t data, int dtype, int64_t outer, int64_t inner, int64_t classes,
+                             int64_t outer_stride, int64_t inner_stride, uintptr_t target, bool wide,
+                             int64_t ignore_index, uintptr_t weight, uintptr_t probabilities, double label_smoothing,
+                             uintptr_t temperature_data, double temperature, double softcap, double z_loss,
+                             uintptr_t stats, uintptr_t grad_loss, int64_t loss_stride, uintptr_t grad_entropy,
+                             int64_t entropy_stride, uintptr_t out, int device, uintptr_t stream) {
+    const Rows rows{pointer(data), Dtype(dtype), outer, inner, classes, outer_stride, inner_stride};
+    const Number by_row{pointer(temperature_data), temperature};
+    py::gil_scoped_release release;
+    cuda::option_grads(rows, Targets{pointer(target), wide, ignore_index},
+                       {pointer(weight), pointer(probabilities), by_row, label_smoothing, softcap, z_loss},
+                       pointer(stats), {pointer(grad_loss), loss_stride}, {pointer(grad_entropy), entropy_stride},
+                       reinterpret_cast<void*>(out), {device, reinterpret_cast<void*>(stream)});
+}
+
 void cuda_heads(uintptr_t data, int dtype, int64_t rows, int64_t outputs, int64_t stride, uintptr_t target,
                 int64_t target_stride, uintptr_t pos_weight, int head, double delta, const py::sequence& out,
                 int device, uintptr_t stream) {
@@ -254,6 +287,9 @@ PYBIND11_MODULE(_native, module, py::mod_gil_not_used()) {
     module.def("cuda_draw_scores_workspace", &cuda_draws_workspace);
     module.def("cuda_cdf", &cuda_share);
     module.def("cuda_row_scores_workspace", &cuda_workspace);
+    module.def("cuda_option_scores", &cuda_scores_with_options);
+    module.def("cuda_option_grads", &cuda_grads_with_options);
+    module.def("cuda_option_scores_workspace", &cuda_option_workspace);
 #else
     module.attr("cuda") = false;
 #endif

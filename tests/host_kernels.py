@@ -10,16 +10,21 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from torchassay.ops.memory import layout
+from torchassay.options import Options
 from torchassay.scores import NOISY_SIGNALS, ROW_SIGNALS
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 2, torch.float16: 3}  # csrc/api.h, enum Dtype
 SLOTS = (*ROW_SIGNALS, "stats")
+NEED_TARGET = ("loss", "grad_norm", "target_margin")
 
 
-class Kernels(NamedTuple):
-    """The kernels as their launchers start them on a GPU with so many multiprocessors."""
+class Kernels:
+    """The kernels as their launchers start them on a GPU with so many multiprocessors: run_kernels.cpp."""
 
-    program: Path
+    stats_rows = 6
+
+    def __init__(self, program: Path):
+        self.program = program
 
     def scores(
         self,
@@ -31,8 +36,7 @@ class Kernels(NamedTuple):
     ) -> dict[str, Tensor]:
         """Signals by name, each [N] (stats [6, N]); default: all that the target allows."""
         if names is None:
-            need = () if target is not None else ("loss", "grad_norm", "target_margin")
-            names = tuple(name for name in SLOTS if name not in need)
+            names = tuple(name for name in SLOTS if target is not None or name not in NEED_TARGET)
         slots = [i for i, name in enumerate(SLOTS) if name in names]
         asked = sum(1 << slot for slot in slots)
         found = self._run(_numbers(asked, multiprocessors) + _rows(input) + _targets(target, ignore_index))
@@ -40,7 +44,7 @@ class Kernels(NamedTuple):
         for slot in slots:
             name = SLOTS[slot]
             dtype = torch.int64 if name == "prediction" else torch.float32
-            shape = (6, count) if name == "stats" else (count,)
+            shape = (self.stats_rows, count) if name == "stats" else (count,)
             size = torch.Size(shape).numel() * dtype.itemsize
             outputs[name] = torch.frombuffer(found[:size], dtype=dtype).reshape(shape)
             found = found[size:]
@@ -65,6 +69,27 @@ class Kernels(NamedTuple):
 
     def _run(self, request: bytes) -> bytearray:
         return _run(self.program, request)
+
+
+class OptionKernels(Kernels):
+    """The same with options: run_options.cpp. A target in floating point, [N, C], is class probabilities."""
+
+    stats_rows = 7
+
+    def __init__(self, program: Path, options: Options | None = None, probabilities: Tensor | None = None):
+        super().__init__(program)
+        self.options = Options() if options is None else options
+        self.probabilities = probabilities
+
+    def under(self, probabilities: Tensor | None = None, **options) -> OptionKernels:
+        """The kernels under these options, for these probabilities in the place of labels."""
+        return OptionKernels(self.program, Options(**options), probabilities)
+
+    def _run(self, request: bytes) -> bytearray:
+        weight, smoothing, rows, temperature, softcap, z_loss = self.options.flat()
+        tensors = weight, self.probabilities, rows
+        request += b"".join(_numbers(0) if tensor is None else _bytes(tensor.float()) for tensor in tensors)
+        return _run(self.program, request + struct.pack("=4d", temperature, smoothing, softcap, z_loss))
 
 
 class Draws(NamedTuple):

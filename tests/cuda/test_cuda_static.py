@@ -31,7 +31,7 @@ def report():
 
 
 def key(row) -> tuple[str, ...]:
-    return tuple(row[name] for name in ("kernel", "dtype", "unit", "lanes", "target"))
+    return tuple(row[name] for name in ("kernel", "under", "dtype", "unit", "lanes", "target"))
 
 
 def of(row) -> str:
@@ -43,13 +43,17 @@ def test_every_kernel_is_there_for_every_architecture(report):
     instances |= {("long_rows", unit, lanes) for unit in ("16", "anywhere") for lanes in ("32", "256")}
     instances |= {(kernel, unit, "256") for unit in ("16", "anywhere") for kernel in ("row_spans", "finish_rows")}
     instances |= {("grad_vectors", "", "")}
-    instances |= {
-        (kernel, kind, "8-256") for kind in ("noise", "ensemble") for kernel in ("draw_states", "draw_mixtures")
+    under = {(kernel, under, *rest) for kernel, *rest in instances for under in ("", "options")}
+    sweeps = ("options", "16"), ("options", "anywhere"), ("softcap", "anywhere")
+    under |= {("swept_rows", *sweep, lanes) for sweep in sweeps for lanes in ("8", "32", "256")}
+    under |= {("grad_vectors", "softcap", "", "")}
+    under |= {
+        (kernel, "", kind, "8-256") for kind in ("noise", "ensemble") for kernel in ("draw_states", "draw_mixtures")
     }
-    instances |= {(f"{head}_samples", "anywhere", "1-32") for head in ("binary", "mse", "l1", "huber")}
+    under |= {(f"{head}_samples", "", "anywhere", "1-32") for head in ("binary", "mse", "l1", "huber")}
     targets = {row["target"] for row in report["measured"]}
-    expected = {(kernel, dtype, *rest, at) for kernel, *rest in instances for dtype in DTYPES for at in targets}
-    expected |= {(kernel, "", "", lanes, at) for kernel, lanes in WITHOUT_LOGITS for at in targets}
+    expected = {(kernel, what, dtype, *rest, at) for kernel, what, *rest in under for dtype in DTYPES for at in targets}
+    expected |= {(kernel, "", "", "", lanes, at) for kernel, lanes in WITHOUT_LOGITS for at in targets}
     found = [key(row) for row in report["measured"]]
     assert targets and sorted(found) == sorted(expected)
 
