@@ -163,7 +163,8 @@ struct LinearLoss {
 template <class F>
 TORCHASSAY_HD LinearLoss<F> linear_loss(const Finished<F>& f, const LinearTarget<F>& t, F z_loss) {
     const F total = t.rest + t.top, extra = z_loss * f.lse;
-    return {total * f.log_c + t.rest * f.g + t.gap + extra * f.lse, t.rest + (extra + extra), total + (extra + extra)};
+    const F distance = select(t.rest == F{}, F{}, t.rest * f.g);  // g may have overflowed
+    return {total * f.log_c + distance + t.gap + extra * f.lse, t.rest + (extra + extra), total + (extra + extra)};
 }
 
 // beta p_k - b_k, of the top class, from whichever of p_k and 1 - p_k is small.
