@@ -15,8 +15,7 @@ from torch import Tensor
 from torchassay.triton_kernels.option_rows import option_rows
 from torchassay.triton_kernels.row_scores import LAUNCH, row_layout, row_scores
 
-WHOLE = 4096  # up to this many columns stay in registers,
-WARPS = 16  # a longer one is walked in tiles as wide by this many: few rows share the cache
+WHOLE = 4096  # up to this many columns stay in registers; longer rows are walked in tiles as wide
 
 
 def temperature_of(temperature: float | Tensor) -> tuple[Tensor | None, float, float]:
@@ -74,6 +73,6 @@ def option_scores(
         tile,
         columns,
         C <= WHOLE,
-        num_warps=max(1, columns // 512) if C <= WHOLE else WARPS,
+        num_warps=max(1, columns // 512),  # 16 bytes a thread, in warps of 64 too
         **LAUNCH,
     )

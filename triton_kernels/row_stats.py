@@ -24,11 +24,20 @@ INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
 
 
 @triton.jit
+def lost_in_product(a, b, product):
+    """a b - product, by one rounding; the interpreter of triton 3.6 would round an fma's product, too."""
+    if INTERPRETED:
+        return (a.to(tl.float64) * b.to(tl.float64) - product).to(tl.float32)
+    else:
+        return tl.fma(a, b, -product)
+
+
+@triton.jit
 def scale_of(temperature, lost):
     """Of a temperature, whose rounding to float32 lost ``lost``: its inverse in two parts, because every gap multiplies
     the rounding; then for `exp` the least d that counts, log2 e / temperature and ln 2 temperature."""
     high = tl.div_rn(1.0, temperature)
-    low = (tl.fma(-temperature, high, 1.0) - lost * high) * high
+    low = (-lost_in_product(temperature, high, 1.0) - lost * high) * high
     return high, low, -104.0 * temperature, tl.fma(high, LOG2E, low * LOG2E), tl.fma(temperature, LN2, lost * LN2)
 
 
@@ -100,7 +109,7 @@ def exp_difference(a, b, scale=None):
     if scale is not None:
         high, low, _, _, _ = scale
         gap = d * high
-        error = tl.fma(d, high, -gap) + tl.fma(d, low, error * high)
+        error = lost_in_product(d, high, gap) + tl.fma(d, low, error * high)
         d, error = gap, tl.where(gap > 128.0, 0.0, error)  # the power is 0 from 104 on, and the gap may be inf
     return d, exp_once(-d) * (1.0 - error)
 
