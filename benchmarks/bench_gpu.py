@@ -17,6 +17,7 @@ VOCABULARIES = [(8192, 50257), (4096, 151936), (8192, 32000)]
 FEW_CLASSES = [(1 << 20, 100), (1 << 17, 1000), (16384, 4096)]
 COMPARED = [(1 << 22, 10), (1 << 22, 32), (1 << 19, 256), (1 << 14, 8192)]  # for the rule that chooses between ours
 TRAINED = [(1 << 17, 1000), (8192, 32000), (8192, 50257), (4096, 151936)]
+WITH_OPTIONS = [(8192, 50257), (1 << 17, 1000)]
 BF16, FP32, FP16 = torch.bfloat16, torch.float32, torch.float16
 
 
@@ -39,17 +40,21 @@ def cases(quick: bool) -> list[Case]:
             Case("five", 8192, 50257, BF16, True),
             Case("five", 1 << 17, 1000, BF16, True),
             Case("training", 8192, 50257, BF16),
+            Case("options", 8192, 50257, BF16),
             Case("five", 1 << 20, 100, BF16),
             Case("five", 4096, 151936, BF16),
             Case("five", 8192, 32000, FP32),
+            Case("noisy", 1 << 17, 1000, BF16),
         ]
     return [
         *(Case("five", *shape, BF16, True) for shape in VOCABULARIES + FEW_CLASSES),
         *(Case("training", *shape, BF16) for shape in TRAINED),
-        *(Case("five", *shape, FP32, True) for shape in VOCABULARIES + FEW_CLASSES),
+        *(Case("five", *shape, FP32) for shape in VOCABULARIES + FEW_CLASSES),
         Case("five", 8192, 50257, FP16),
+        *(Case("noisy", *shape, BF16) for shape in ((1 << 17, 1000), (8192, 50257))),
         *(Case("ours", *shape, dtype) for dtype in (BF16, FP32) for shape in COMPARED),
         *(Case("training", *shape, FP32) for shape in TRAINED),
+        *(Case("options", *shape, dtype) for dtype in (BF16, FP32) for shape in WITH_OPTIONS),
     ]
 
 
@@ -64,7 +69,7 @@ def bench(card, race, record) -> gpu_cases.Bench:
     properties = torch.cuda.get_device_properties(DEVICE)
     return gpu_cases.Bench(
         device=DEVICE,
-        backends=[name for name in ("native", "triton") if not why_not(name, DEVICE, FP32, True)],
+        backends=[name for name in ("native", "triton") if not why_not(name, DEVICE, FP32)],
         race=race,
         record=record,
         read=bandwidth.best_read(card),
@@ -90,6 +95,10 @@ def test_case(case, bench):
     shape = case.rows, case.classes, case.dtype
     if case.kind == "training":
         wrong = gpu_cases.training_step(bench, *shape)
+    elif case.kind == "options":
+        wrong = gpu_cases.five_signals_under_options(bench, *shape)
+    elif case.kind == "noisy":
+        wrong = gpu_cases.noisy_entropy(bench, *shape)
     else:
         wrong = gpu_cases.five_signals(bench, *shape, others=case.kind == "five", compiled=case.compiled)
     assert wrong == []

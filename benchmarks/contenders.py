@@ -9,6 +9,7 @@ import torch
 import torchassay as ta
 from torch import Tensor
 from torchassay import speed
+from torchassay.scores import BIT
 
 
 class Contender(NamedTuple):
@@ -55,6 +56,21 @@ def loss_alone() -> Contender:
     return Contender("F.cross_entropy", lambda x, y: {"loss": speed.loss_only(x, y)})
 
 
+def noisy(backend: str, draws: int, std: float, logits: Tensor, top: Tensor, row_id: Tensor | None = None) -> Tensor:
+    """The mean entropy of noisy draws, of which ``top`` is the largest logit of each row without noise."""
+    given = logits, top, None, std, None, 1.0, row_id, None, 0, draws
+    return torch.ops.torchassay.draw_scores(*given, logits.dim() - 1, BIT["noisy_entropy"], "score", backend)[0]
+
+
+def eagerly_noisy(logits: Tensor, draws: int, std: float) -> Tensor:
+    """The same of other noise, as PyTorch makes it."""
+    total = torch.zeros(len(logits), device=logits.device)
+    for _ in range(draws):
+        log_p = (logits.float() + std * torch.randn(logits.shape, device=logits.device)).log_softmax(-1)
+        total -= (log_p.exp() * log_p).sum(-1)
+    return total / draws
+
+
 def make(rows: int, classes: int, dtype: torch.dtype, device: str) -> tuple[Tensor, Tensor]:
     """Logits and targets as `speed.make` draws them, drawn on the device: gigabytes take minutes on a host."""
     generator = torch.Generator(device).manual_seed(0)
@@ -65,6 +81,22 @@ def make(rows: int, classes: int, dtype: torch.dtype, device: str) -> tuple[Tens
     raised = float(torch.tensor(float(classes)).log()) + 20 * torch.rand(rows, 1, generator=generator, device=device)
     logits.scatter_add_(1, target[:, None], raised.to(dtype))
     return logits, target
+
+
+def under_options(logits: Tensor, target: Tensor) -> dict[str, tuple[Tensor, dict]]:
+    """Targets and options of a call by name, the first of them none."""
+    classes = logits.shape[1]
+    weight = torch.linspace(0.5, 1.5, classes, device=logits.device)
+    probabilities = (weight / weight.sum()).expand(len(logits), -1).contiguous()
+    return {
+        "plain": (target, {}),
+        "temperature": (target, {"temperature": 0.7}),
+        "smoothing": (target, {"label_smoothing": 0.1}),
+        "weight": (target, {"weight": weight}),
+        "weight x smoothing": (target, {"weight": weight, "label_smoothing": 0.1}),
+        "softcap": (target, {"softcap": 30.0}),
+        "probabilities": (probabilities, {}),
+    }
 
 
 def spread(logits: Tensor, rows: int) -> Tensor:

@@ -15,12 +15,18 @@ import torch.nn.functional as F
 import torchassay as ta
 from clock import host_microseconds, seconds_left
 from torch import Tensor
+from torchassay import speed
 
 FIVE = "Five signals (loss, entropy, grad_norm, margin, confidence)"
 TRAINING = "Training step: cross_entropy with three signals, forward and backward"
+OPTIONS = "The five signals under options"
+NOISY = "Mean entropy of four noisy draws, given the largest logit of each row"
 HOST = "Host cost of one call, 1 x 10"
 PEERS = "Peers that are not in the tables"
 BOUND = 2e-6  # on the relative error of signals
+OPTIONS_BOUND = 2e-5  # relative to 1 at least: what a softcap and a smoothed norm may be off
+NOISY_BOUND = 1e-5
+DRAWS, STD = 4, 0.5
 GRAD_BOUND = {torch.float32: 2e-6, torch.bfloat16: 1e-2, torch.float16: 1e-2}  # half precision rounds what it returns
 COMPILE_SECONDS = 45  # what a compilation may take and the rest of its case needs
 
@@ -127,6 +133,43 @@ def forward_bar(name: str, rows: int, classes: int, dtype: torch.dtype, row: dic
     return bars.at_least(row["x ours"], bars.TIMES_OURS.get(name), "x ours") if row["x ours"] else {}
 
 
+def five_signals_under_options(bench: Bench, rows: int, classes: int, dtype: torch.dtype) -> list:
+    """One shape forward, each option beside the plain call; returns what is wrong with ours."""
+    logits, target = contenders.make(rows, classes, dtype, bench.device)
+    inputs = rotation.copies(logits, bench.beyond)
+    at = contenders.spread(logits, 256)
+    ways = contenders.under_options(logits, target)
+
+    def error_of(found: dict[str, Tensor], y: Tensor, given: dict) -> float:
+        wide = {key: value.double() if torch.is_tensor(value) else value for key, value in given.items()}
+        y = y[at].double() if y.is_floating_point() else y[at]
+        exact = ta.reference.score(logits[at].double(), y, signals=tuple(found), **wide).as_dict()
+        errors = [(found[name][at].double() - true).abs() / true.abs().clamp(min=1.0) for name, true in exact.items()]
+        return torch.stack(errors).max().item()
+
+    tried = {}
+    with torch.inference_mode():
+        for backend in bench.backends:
+            for what, (y, given) in ways.items():
+
+                def call(x: Tensor, backend=backend, y=y, given=given) -> dict[str, Tensor]:
+                    return ta.score(x, y, signals=speed.SIGNALS, backend=backend, **given).as_dict()
+
+                judge = partial(error_of, y=y, given=given)
+                tried[f"{backend}, {what}"] = attempt(call, inputs, judge, OPTIONS_BOUND, bench.capture)
+        ms = raced(bench, tried)
+    for name, one in tried.items():
+        backend, _, what = name.partition(", ")
+        row = {"logits": f"{rows} x {classes}", "dtype": str(dtype).removeprefix("torch."), "contender": name}
+        row |= {"ms": ms.get(name, ""), "x plain": "", "max error": one.error, **bars.NONE, "timed by": one.note}
+        plain = ms.get(f"{backend}, plain")
+        if name in ms and plain:
+            row["x plain"] = ms[name] / plain
+            row |= bars.at_most(row["x plain"], bars.OPTIONS.get(what) if classes >= 1000 else None, "x plain")
+        bench.record(OPTIONS, row)
+    return wrong(bench, tried)
+
+
 def training_step(bench: Bench, rows: int, classes: int, dtype: torch.dtype) -> list:
     """One shape forward and backward; returns what is wrong with ours."""
     logits, target = contenders.make(rows, classes, dtype, bench.device)
@@ -165,6 +208,42 @@ def _gradient_error(found: Tensor, logits: Tensor, target: Tensor, rows: int = 2
     x = logits.detach()[at].double().requires_grad_()
     exact = torch.autograd.grad(ta.reference.cross_entropy(x, target[at], reduction="sum"), x)[0] / len(logits)
     return ((found[at].double() - exact).norm(dim=-1) / exact.norm(dim=-1)).max().item()
+
+
+def noisy_entropy(bench: Bench, rows: int, classes: int, dtype: torch.dtype) -> list:
+    """One shape with noise, made anew in every draw; returns what is wrong with ours."""
+    logits, _ = contenders.make(rows, classes, dtype, bench.device)
+    inputs = rotation.copies(logits, bench.beyond)
+    top = logits.float().amax(-1)
+
+    def tried(call: Callable[[Tensor], Tensor], error_of: Callable[[Tensor], float]) -> Tried:
+        return attempt(call, inputs, error_of, NOISY_BOUND, bench.capture)
+
+    with torch.inference_mode():
+        error_of = partial(_noisy_error, logits=logits)
+        field = {name: tried(partial(contenders.noisy, name, DRAWS, STD, top=top), error_of) for name in bench.backends}
+        eager = partial(contenders.eagerly_noisy, draws=DRAWS, std=STD)
+        field["PyTorch chain"] = tried(eager, lambda _: 0.0)  # of other noise: nothing to compare with
+        ms = raced(bench, field)
+    first = next((ms[backend] for backend in bench.backends if backend in ms), None)
+    for name, one in field.items():
+        row = {"logits": f"{rows} x {classes}", "dtype": str(dtype).removeprefix("torch."), "contender": name}
+        row |= {"ms": "", "1e9 noisy logits/s": "", "x ours": ""}
+        row |= {"max error": one.error if name in bench.backends else "", "timed by": one.note}
+        if name in ms:
+            row |= {"ms": ms[name], "1e9 noisy logits/s": DRAWS * logits.numel() / ms[name] / 1e6}
+            if first is not None:
+                row["x ours"] = ms[name] / first
+        bench.record(NOISY, row)
+    return wrong(bench, field)
+
+
+def _noisy_error(found: Tensor, logits: Tensor, rows: int = 64) -> float:
+    """The worst relative error over some rows against the reference in float64, which makes the same noise."""
+    at = contenders.spread(logits, rows)
+    x = logits[at].double()
+    exact = contenders.noisy("reference", DRAWS, STD, x, x.amax(-1), at)
+    return ((found[at].double() - exact).abs() / exact).max().item()
 
 
 def host_cost(bench: Bench) -> list:

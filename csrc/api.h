@@ -6,7 +6,7 @@ namespace torchassay {
 
 enum class Dtype : int { kFloat32 = 0, kFloat64 = 1, kBfloat16 = 2, kFloat16 = 3 };
 
-// The order of torchassay.SIGNALS; kStats are the six numbers a row that the backward needs.
+// The order of torchassay.scores.ROW_SIGNALS; kStats are the six numbers a row that the backward needs.
 enum Slot : int {
     kLoss,
     kEntropy,
@@ -72,6 +72,22 @@ int64_t option_scores(const Rows& rows, const Targets& targets, const Options& o
 void option_grads(const Rows& rows, const Targets& targets, const Options& options, const void* stats,
                   const Upstream& grad_loss, const Upstream& grad_entropy, void* out, int threads);
 
+// What stands on a sample's outputs instead of a softmax over classes: a sigmoid on each, or nothing.
+enum class Head : int { kBinary, kMse, kL1, kHuber };
+
+// Samples of such a head. The rows are the samples (outer 1), their classes the labels or dimensions; the target,
+// float32 (float64 for float64 rows), lies as the rows do, its rows `target_stride` apart.
+struct HeadTask {
+    Rows rows;
+    const void* target;
+    int64_t target_stride;
+    const void* pos_weight;  // [classes] in the target's dtype, or null; for kBinary
+    Head head;
+    double delta;              // of kHuber
+    void* out[kGradNorm + 1];  // kLoss, kEntropy (kBinary alone) and kGradNorm, each [N] as of row_scores, or null
+};
+void head_scores(const HeadTask& task, int threads);
+
 // The key of random numbers: a 64-bit number, or where one lies.
 struct Seed {
     const int64_t* data;  // null: value
@@ -80,6 +96,30 @@ struct Seed {
 
 // out[i], float32 in [0, 1), decides whether the row with this id is picked in a step: csrc/philox.h.
 void uniforms(const int64_t* row_id, int64_t count, const Seed& seed, uint32_t step, float* out);
+
+// The random numbers of the first `columns` columns of a draw of each row, into out [rows, columns]: normals, or
+// uniforms in [0, 1). `purpose` as in csrc/philox.h.
+void normals(const int64_t* row_id, int64_t rows, const Seed& seed, int purpose, uint32_t draw, int64_t columns,
+             bool uniform, float* out, int threads);
+
+// The order of torchassay.scores.NOISY_SIGNALS.
+enum DrawSlot : int { kNoisyEntropy, kPredictiveEntropy, kMutualInformation, kDrawSlots };
+
+// Several draws of every row: noisy copies ((x_j - top) + std eps_j) scale, where top is the row's largest logit
+// (float32; double for float64 rows), or where top is null the members of an ensemble, which lie `stride` elements
+// apart.
+struct Draws {
+    int64_t count;
+    int64_t stride;
+    const void* top;
+    Number std, scale;
+    const int64_t* row_id;  // null: 0 to N - 1
+    Seed seed;
+};
+
+// The signals of several draws. out[s] is null where a signal was not asked for, else [N] (float32; float64 for float64
+// rows).
+void draw_scores(const Rows& rows, const Draws& draws, void* const out[kDrawSlots], int threads);
 
 // The latest values of a signal: the first min(*total, capacity) entries, at most 2^20, in any order, none of them NaN.
 struct Window {
@@ -133,6 +173,13 @@ void option_scores(const Rows& rows, const Targets& targets, const Options& opti
 void option_grads(const Rows& rows, const Targets& targets, const Options& options, const void* stats,
                   const Upstream& grad_loss, const Upstream& grad_entropy, void* out, const Place& place);
 void uniforms(const int64_t* row_id, int64_t count, const Seed& seed, uint32_t step, float* out, const Place& place);
+void normals(const int64_t* row_id, int64_t rows, const Seed& seed, int purpose, uint32_t draw, int64_t columns,
+             bool uniform, float* out, const Place& place);
+// Bytes of device memory that draw_scores needs besides, aligned to 16.
+int64_t draw_scores_workspace(const Rows& rows, const Draws& draws, int device);
+void draw_scores(const Rows& rows, const Draws& draws, void* const out[kDrawSlots], void* workspace,
+                 const Place& place);
+void head_scores(const HeadTask& task, const Place& place);
 // The window begins on 16 bytes.
 void cdf(const Window& window, const Values& values, bool midrank, float* out, const Place& place);
 

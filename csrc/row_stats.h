@@ -86,6 +86,12 @@ TORCHASSAY_HD Finished<F> finish(const RowState<F>& s, const Inverse<F>& inverse
     return f;
 }
 
+// Without a temperature.
+template <class F>
+TORCHASSAY_HD Finished<F> finish(const RowState<F>& s, F infinity) {
+    return finish(s, Inverse<F>{F{} + 1, F{}}, infinity);
+}
+
 // mu = t / (1 + r); the entropy is log_c + mu. Where z underflowed, g R may have overflowed.
 template <class F>
 TORCHASSAY_HD F entropy_offset(const Finished<F>& f, const RowState<F>& s) {
@@ -157,7 +163,8 @@ struct LinearLoss {
 template <class F>
 TORCHASSAY_HD LinearLoss<F> linear_loss(const Finished<F>& f, const LinearTarget<F>& t, F z_loss) {
     const F total = t.rest + t.top, extra = z_loss * f.lse;
-    return {total * f.log_c + t.rest * f.g + t.gap + extra * f.lse, t.rest + (extra + extra), total + (extra + extra)};
+    const F distance = select(t.rest == F{}, F{}, t.rest * f.g);  // g may have overflowed
+    return {total * f.log_c + distance + t.gap + extra * f.lse, t.rest + (extra + extra), total + (extra + extra)};
 }
 
 // beta p_k - b_k, of the top class, from whichever of p_k and 1 - p_k is small.

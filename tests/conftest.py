@@ -55,8 +55,8 @@ def pytest_terminal_summary(terminalreporter):
     columns = sorted({key[:2] for key in oracle.WORST})
     names = dict.fromkeys(key[2] for key in oracle.WORST)
     width = max(len(f"{place} {dtype}") for place, dtype in columns)
-    terminalreporter.line(" " * width + "".join(f"{name:>18}" for name in names))
+    terminalreporter.line(" " * width + "".join(f"{name:>20}" for name in names))
     for place, dtype in columns:
         found = (oracle.WORST.get((place, dtype, name)) for name in names)
-        cells = "".join(f"{'':>18}" if error is None else f"{error:>18.1e}" for error in found)
+        cells = "".join(f"{'':>20}" if error is None else f"{error:>20.1e}" for error in found)
         terminalreporter.line(f"{place + ' ' + dtype:<{width}}{cells}")

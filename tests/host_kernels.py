@@ -1,4 +1,4 @@
-"""The CUDA kernels on tensors in CPU memory, run by the programs of run_kernels.cpp and run_cdf.cpp."""
+"""The CUDA kernels on tensors in CPU memory, run by the programs of run_*.cpp."""
 
 from __future__ import annotations
 
@@ -10,16 +10,21 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from torchassay.ops.memory import layout
-from torchassay.scores import SIGNALS
+from torchassay.options import Options
+from torchassay.scores import NOISY_SIGNALS, ROW_SIGNALS
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 2, torch.float16: 3}  # csrc/api.h, enum Dtype
-SLOTS = (*SIGNALS, "stats")
+SLOTS = (*ROW_SIGNALS, "stats")
+NEED_TARGET = ("loss", "grad_norm", "target_margin")
 
 
-class Kernels(NamedTuple):
-    """The kernels as their launchers start them on a GPU with so many multiprocessors."""
+class Kernels:
+    """The kernels as their launchers start them on a GPU with so many multiprocessors: run_kernels.cpp."""
 
-    program: Path
+    stats_rows = 6
+
+    def __init__(self, program: Path):
+        self.program = program
 
     def scores(
         self,
@@ -31,8 +36,7 @@ class Kernels(NamedTuple):
     ) -> dict[str, Tensor]:
         """Signals by name, each [N] (stats [6, N]); default: all that the target allows."""
         if names is None:
-            need = () if target is not None else ("loss", "grad_norm", "target_margin")
-            names = tuple(name for name in SLOTS if name not in need)
+            names = tuple(name for name in SLOTS if target is not None or name not in NEED_TARGET)
         slots = [i for i, name in enumerate(SLOTS) if name in names]
         asked = sum(1 << slot for slot in slots)
         found = self._run(_numbers(asked, multiprocessors) + _rows(input) + _targets(target, ignore_index))
@@ -40,7 +44,7 @@ class Kernels(NamedTuple):
         for slot in slots:
             name = SLOTS[slot]
             dtype = torch.int64 if name == "prediction" else torch.float32
-            shape = (6, count) if name == "stats" else (count,)
+            shape = (self.stats_rows, count) if name == "stats" else (count,)
             size = torch.Size(shape).numel() * dtype.itemsize
             outputs[name] = torch.frombuffer(found[:size], dtype=dtype).reshape(shape)
             found = found[size:]
@@ -67,6 +71,54 @@ class Kernels(NamedTuple):
         return _run(self.program, request)
 
 
+class OptionKernels(Kernels):
+    """The same with options: run_options.cpp. A target in floating point, [N, C], is class probabilities."""
+
+    stats_rows = 7
+
+    def __init__(self, program: Path, options: Options | None = None, probabilities: Tensor | None = None):
+        super().__init__(program)
+        self.options = Options() if options is None else options
+        self.probabilities = probabilities
+
+    def under(self, probabilities: Tensor | None = None, **options) -> OptionKernels:
+        """The kernels under these options, for these probabilities in the place of labels."""
+        return OptionKernels(self.program, Options(**options), probabilities)
+
+    def _run(self, request: bytes) -> bytearray:
+        weight, smoothing, rows, temperature, softcap, z_loss = self.options.flat()
+        tensors = weight, self.probabilities, rows
+        request += b"".join(_numbers(0) if tensor is None else _bytes(tensor.float()) for tensor in tensors)
+        return _run(self.program, request + struct.pack("=4d", temperature, smoothing, softcap, z_loss))
+
+
+class Draws(NamedTuple):
+    """The kernels that score several draws."""
+
+    program: Path
+
+    def __call__(
+        self,
+        input: Tensor,  # [..., C], or members of an ensemble [T, ..., C]
+        top: Tensor | None = None,  # [N] float32; None: an ensemble
+        draws: int = 1,  # of an ensemble, its members
+        std: Tensor | float = 0.0,  # [N] float32, or for all
+        scale: Tensor | float = 1.0,
+        row_id: Tensor | None = None,
+        seed: int = 0,
+        seed_by_address: bool = False,
+        names: tuple[str, ...] = NOISY_SIGNALS,
+    ) -> dict[str, Tensor]:
+        """Signals by name, each [N]."""
+        rows, stride = (input, 0) if top is not None else (input[0], input.stride(0))
+        asked = sum(1 << i for i, name in enumerate(NOISY_SIGNALS) if name in names)
+        request = _numbers(asked) + _rows(rows) + _numbers(draws if top is not None else len(input), stride)
+        request += _optional(top) + _number_or_tensor(std) + _number_or_tensor(scale) + _optional(row_id)
+        found = _run(self.program, request + _numbers(seed_by_address, seed))
+        table = torch.frombuffer(found, dtype=torch.float32).reshape(len(names), -1)
+        return dict(zip([name for name in NOISY_SIGNALS if name in names], table, strict=True))
+
+
 class Cdf(NamedTuple):
     """The kernel that counts what lies below values."""
 
@@ -77,6 +129,30 @@ class Cdf(NamedTuple):
         last = (len(values) - 1) * values.stride(0) + 1
         found = _run(self.program, request + values.as_strided((last,), (1,)).numpy().tobytes())
         return torch.frombuffer(found, dtype=torch.float32)
+
+
+class Heads(NamedTuple):
+    """The kernels of heads that are no softmax."""
+
+    program: Path
+
+    def __call__(
+        self,
+        input: Tensor,  # [N, L], dense along L
+        target: Tensor,  # [N, L] float32, dense along L
+        pos_weight: Tensor | None = None,  # [L]
+        head: str = "binary",
+        delta: float = 1.0,
+    ) -> dict[str, Tensor]:
+        """Signals by name, each [N]."""
+        request = _numbers(("binary", "mse", "l1", "huber").index(head), DTYPES[input.dtype], *input.shape)
+        request += struct.pack("=d", delta)
+        for tensor in (input, target):
+            request += _numbers(tensor.stride(0)) + _bytes(tensor)
+        request += _numbers(0) if pos_weight is None else _bytes(pos_weight)
+        found = torch.frombuffer(_run(self.program, request), dtype=torch.float32).view(3, -1)
+        names = ("loss", "entropy", "grad_norm") if head == "binary" else ("loss", "", "grad_norm")
+        return {name: value for name, value in zip(names, found, strict=True) if name}
 
 
 def _run(program: Path, request: bytes) -> bytearray:
@@ -97,6 +173,15 @@ def _bytes(tensor: Tensor) -> bytes:
     """The storage from the tensor's first element on, and its length before it."""
     storage = _storage(tensor)[tensor.storage_offset() * tensor.itemsize :]
     return _numbers(len(storage)) + storage
+
+
+def _optional(tensor: Tensor | None) -> bytes:
+    return _numbers(0) if tensor is None else _bytes(tensor)
+
+
+def _number_or_tensor(number: Tensor | float) -> bytes:
+    tensor, value = (number, 0.0) if isinstance(number, Tensor) else (None, number)
+    return _optional(tensor) + struct.pack("=d", value)
 
 
 def _rows(input: Tensor) -> bytes:

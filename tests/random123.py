@@ -1,5 +1,6 @@
-"""Philox4x32-10 in Python's integers, and the words that its authors publish (Random123, kat_vectors)."""
+"""Philox4x32-10 in Python's integers or NumPy's uint64, and the words its authors publish (Random123, kat_vectors)."""
 
+import numpy as np
 import torch
 
 VECTORS = {  # counter and key, lowest word first -> words
@@ -30,6 +31,26 @@ def philox4x32(counter, key) -> tuple[int, int, int, int]:
 def words(seed: int, tag: int, row: int, draw: int, n: int) -> tuple[int, int, int, int]:
     counter = n, draw % 2**32, row % 2**32, (row // 2**32) % 2**24 + tag * 2**24
     return philox4x32(counter, (seed % 2**32, seed // 2**32 % 2**32))
+
+
+def own_words(seed: int, tag: int, row: int, draw: int, columns: int) -> list[np.ndarray]:
+    """The four words of the block that serves each column, and the number of the column's own among them."""
+    j = np.arange(columns, dtype=np.uint64)
+    return [*words(seed, tag, row, draw, j // 32 * 8 + j % 8), j // 8 % 4]
+
+
+def normals(seed: int, tag: int, row: int, draw: int, columns: int) -> np.ndarray:
+    """Box and Muller's normals of a row's columns, float64."""
+    w0, w1, w2, w3, q = own_words(seed, tag, row, draw, columns)
+    even, odd = np.where(q < 2, w0, w2), np.where(q < 2, w1, w3)
+    angle = 2 * np.pi * odd.astype(np.uint32).view(np.int32) / 2**32
+    radius = np.sqrt(-2 * np.log(((even >> 9) + 0.5) / 2**23))
+    return radius * np.where(q % 2 == 0, np.cos(angle), np.sin(angle))
+
+
+def column_uniforms(seed: int, tag: int, row: int, draw: int, columns: int) -> np.ndarray:
+    *four, q = own_words(seed, tag, row, draw, columns)
+    return (np.choose(q.astype(np.int64), four) >> 8) / 2**24
 
 
 def place(counter, key) -> tuple[int, int, int, int, int]:

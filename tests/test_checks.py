@@ -4,10 +4,11 @@ import pytest
 import torch
 import torchassay as ta
 from torchassay.checks import InputTypeError, InputValueError
+from torchassay.scores import ROW_SIGNALS
 
 X, Y = torch.zeros(4, 21, 8, 8), torch.zeros(4, 8, 8, dtype=torch.long)
 ROWS, LABELS = torch.zeros(4, 5), torch.tensor([0, 1, 2, 3])
-NAMES = "loss, entropy, grad_norm, lse, confidence, least_confidence, margin, target_margin, prediction"
+NAMES = ", ".join(ta.SIGNALS)
 FLOATS = "float16, bfloat16, float32 or float64"
 
 CASES = {
@@ -166,6 +167,103 @@ CASES = {
         ValueError,
         "score: weight must have shape (5,), one number a class, got (4,)",
     ),
+    # temperature, softcap, z_loss
+    "temperature of zero": (
+        (ta.score, ROWS, {"temperature": 0.0}),
+        ValueError,
+        "score: temperature must be finite and > 0, got 0.0",
+    ),
+    "a negative temperature among them": (
+        (ta.log_prob, ROWS, LABELS, {"temperature": torch.tensor([1.0, -1.0, 1.0, 1.0])}),
+        ValueError,
+        "log_prob: temperature must be finite and > 0 in every row",
+    ),
+    "temperature no number": (
+        (ta.entropy, ROWS, {"temperature": "hot"}),
+        TypeError,
+        "entropy: temperature must be a number or a Tensor of one a row, got str",
+    ),
+    "temperatures of another shape": (
+        (ta.log_prob_entropy, ROWS, LABELS, {"temperature": torch.ones(5)}),
+        ValueError,
+        "log_prob_entropy: temperature must have shape (4,), one number a row, got (5,)",
+    ),
+    "integer temperatures": (
+        (ta.cross_entropy, ROWS, LABELS, {"temperature": torch.ones(4, dtype=torch.long)}),
+        TypeError,
+        "cross_entropy: temperature must have a float dtype where it is a tensor, got int64",
+    ),
+    "a temperature to be learned": (
+        (ta.cross_entropy, ROWS, LABELS, {"temperature": torch.ones(4, requires_grad=True)}),
+        ValueError,
+        "cross_entropy: temperature must not require grad: it is a constant here; detach it",
+    ),
+    "softcap of zero": (
+        (ta.score, ROWS, {"softcap": 0.0}),
+        ValueError,
+        "score: softcap must be finite and > 0, got 0.0",
+    ),
+    "softcap no number": (
+        (ta.score, ROWS, {"softcap": True}),
+        TypeError,
+        "score: softcap must be a number, got bool",
+    ),
+    "negative z_loss": (
+        (ta.cross_entropy, ROWS, LABELS, {"z_loss": -1e-4}),
+        ValueError,
+        "cross_entropy: z_loss must be finite and >= 0, got -0.0001",
+    ),
+    # noise
+    "negative noise": (
+        (ta.score, ROWS, {"noise_std": -0.1}),
+        ValueError,
+        "score: noise_std must be finite and >= 0, got -0.1",
+    ),
+    "negative noise in a row": (
+        (ta.score, ROWS, {"noise_std": torch.tensor([0.0, 1.0, -1.0, 1.0])}),
+        ValueError,
+        "score: noise_std must be finite and >= 0 in every row",
+    ),
+    "a noisy signal without noise": (
+        (ta.score, ROWS, {"signals": ("entropy", "noisy_entropy")}),
+        ValueError,
+        "score: signal 'noisy_entropy' needs noise_std > 0, got 0.0",
+    ),
+    "a noisy signal of a loss": (
+        (ta.cross_entropy, ROWS, LABELS, {"signals": "noisy_entropy"}),
+        ValueError,
+        f"cross_entropy: signals must be among {', '.join(ta.scores.ROW_SIGNALS)}; got 'noisy_entropy'",
+    ),
+    "no draws": (
+        (ta.score, ROWS, {"noise_std": 1.0, "noise_draws": 0}),
+        ValueError,
+        "score: noise_draws must be >= 1, got 0",
+    ),
+    "half a draw": (
+        (ta.score, ROWS, {"noise_std": 1.0, "noise_draws": 0.5}),
+        TypeError,
+        "score: noise_draws must be an int, got float",
+    ),
+    "row ids of another shape": (
+        (ta.score, ROWS, {"noise_std": 1.0, "row_id": torch.arange(5)}),
+        ValueError,
+        "score: row_id must have shape (4,), one number a row, got (5,)",
+    ),
+    "row ids of another dtype": (
+        (ta.score, ROWS, {"noise_std": 1.0, "row_id": torch.arange(4).int()}),
+        TypeError,
+        "score: row_id must be int64, got int32",
+    ),
+    "a seed of 65 bits": (
+        (ta.score, ROWS, {"noise_std": 1.0, "seed": 1 << 64}),
+        ValueError,
+        f"score: seed must have 64 bits, got {1 << 64}",
+    ),
+    "a seed elsewhere": (
+        (ta.score, ROWS, {"noise_std": 1.0, "seed": torch.tensor(1, device="meta")}),
+        ValueError,
+        "score: seed must be on input's device, cpu, got meta",
+    ),
     # devices
     "target elsewhere": (
         (ta.score, ROWS, LABELS.to("meta")),
@@ -226,7 +324,7 @@ def test_case_19_out_of_range_is_no_wild_read(bad, dtype, place):
     y = torch.tensor([0, 4, bad, bad, 1], dtype=dtype, device=place.device)
     x = torch.randn(5, 5, generator=torch.Generator().manual_seed(90)).to(place.device).requires_grad_()
     calls = [
-        ("score", lambda: ta.score(x, y, signals=ta.SIGNALS, backend=place.backend)),
+        ("score", lambda: ta.score(x, y, signals=ROW_SIGNALS, backend=place.backend)),
         ("cross_entropy", lambda: ta.cross_entropy(x, y, reduction="none", backend=place.backend)),
         ("log_prob", lambda: ta.log_prob(x, y, backend=place.backend)),
         ("log_prob_entropy", lambda: ta.log_prob_entropy(x, y, backend=place.backend)[0]),

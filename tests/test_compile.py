@@ -10,7 +10,7 @@ import torch
 import torchassay as ta
 from torch._dynamo.testing import CompileCounterWithBackend
 from torchassay import ops
-from torchassay.scores import BIT, STATS
+from torchassay.scores import BIT, ROW_SIGNALS, STATS
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:torch", "ignore::FutureWarning:torch")
 
@@ -36,7 +36,7 @@ def functions(place):
     plain_module, single = ta.CrossEntropyLoss(**backend), ta.Scorer("entropy", **backend)
     several = torch.tensor([0, 3, 3], device=place.device)
     return {
-        "score": lambda x, y: ta.score(x, y, signals=ta.SIGNALS, **backend),
+        "score": lambda x, y: ta.score(x, y, signals=ROW_SIGNALS, **backend),
         "score without target": lambda x, y: ta.score(x, **backend),
         "cross_entropy": lambda x, y: ta.cross_entropy(x, y, **backend),
         "cross_entropy none": lambda x, y: ta.cross_entropy(x, y, reduction="none", **backend),
@@ -135,24 +135,44 @@ def test_scores_come_out_of_and_go_into_compiled_code(fast_place):
     torch.testing.assert_close(consume(scores, mask), scores.loss.mean(1) + scores.entropy.mean())
 
 
-@pytest.mark.filterwarnings("ignore::torchassay.BackendFallback")
-@pytest.mark.parametrize("kind", ["weight", "smoothing", "probabilities"])
-def test_options_of_the_reference_compile(kind):
-    weight = torch.linspace(0.5, 2, 11)
-    options = {"weight": weight} if kind == "weight" else {"label_smoothing": 0.1} if kind == "smoothing" else {}
+OPTIONS = {
+    "weight": {"weight": torch.linspace(0.5, 2, 11)},
+    "smoothing": {"label_smoothing": 0.1},
+    "probabilities": {},
+    "temperature and z_loss": {"temperature": 0.7, "z_loss": 1e-3},
+    "softcap": {"softcap": 5.0},
+}
+
+
+@pytest.mark.parametrize("kind", OPTIONS)
+def test_options_compile(kind, fast_place):
+    options = {name: n.to(fast_place.device) if name == "weight" else n for name, n in OPTIONS[kind].items()}
 
     def function(x, y):
         target = x.detach().softmax(1).flip(1) if kind == "probabilities" else y
-        return ta.cross_entropy(x, target, signals=("loss", "grad_norm"), backend="reference", **options)
+        return ta.cross_entropy(x, target, signals=("loss", "grad_norm"), backend=fast_place.backend, **options)
 
-    place = type("", (), {"device": "cpu"})
     compiled = torch.compile(function, backend="aot_eager", fullgraph=True, dynamic=True)
     for rows in (5, 8):
-        x, y = example(rows, place)
+        x, y = example(rows, fast_place)
         result, expected = differentiate(compiled, x, y), differentiate(function, x, y)
         for ours, eager in zip(result[1], expected[1], strict=True):
             torch.testing.assert_close(ours, eager, rtol=1e-6, atol=0)
         torch.testing.assert_close(result[2], expected[2], rtol=1e-5, atol=1e-7)
+
+
+def test_a_temperature_a_row_and_noise_compile(fast_place):
+    def function(x, y, T, seed):
+        log_prob, entropy = ta.log_prob_entropy(x, y, temperature=T, backend=fast_place.backend)
+        noisy = ta.score(x, noise_std=T, noise_draws=2, seed=seed, signals="noisy_entropy", backend=fast_place.backend)
+        return log_prob, entropy, noisy.noisy_entropy
+
+    compiled = torch.compile(function, backend="aot_eager", fullgraph=True, dynamic=True)
+    for rows in (5, 8):
+        x, y = example(rows, fast_place)
+        T, seed = torch.linspace(0.5, 1.5, rows, device=x.device), torch.tensor(rows, device=x.device)
+        for ours, eager in zip(compiled(x, y, T, seed), function(x, y, T, seed), strict=True):
+            torch.testing.assert_close(ours, eager, rtol=1e-6, atol=0)
 
 
 def test_a_training_step_under_autocast_compiles(fast_place):
@@ -240,17 +260,17 @@ def test_opcheck_row_grads(layout, which, place):
 
 def test_inference_mode_and_no_grad(place):
     x, y = example(6, place)
-    expected = ta.score(x, y, signals=ta.SIGNALS, backend=place.backend)
+    expected = ta.score(x, y, signals=ROW_SIGNALS, backend=place.backend)
     loss = ta.cross_entropy(x, y, backend=place.backend)
     for mode in (torch.inference_mode, torch.no_grad):
         with mode():
             inside = x * 1  # an inference tensor under inference_mode
-            found = ta.score(inside, y, signals=ta.SIGNALS, backend=place.backend)
+            found = ta.score(inside, y, signals=ROW_SIGNALS, backend=place.backend)
             assert torch.equal(ta.cross_entropy(inside, y, backend=place.backend), loss)
             assert ta.log_prob_entropy(inside, y, backend=place.backend)[1].isfinite().all()
             several = ta.log_prob(inside, torch.stack([y, y], 1), backend=place.backend)
             assert several.shape == (6, 2)
-        assert all(torch.equal(getattr(found, name), getattr(expected, name)) for name in ta.SIGNALS)
+        assert all(torch.equal(getattr(found, name), getattr(expected, name)) for name in ROW_SIGNALS)
 
 
 def test_fake_tensors_have_the_shapes_dtypes_and_strides_of_real_ones(place):

@@ -7,6 +7,7 @@ import torch
 import torchassay as ta
 from places import Place
 from torchassay.backends import native
+from torchassay.scores import ROW_SIGNALS
 
 ISAS = native.cpu_isas().split(",") if native else []
 pytestmark = pytest.mark.skipif(native is None, reason="the C++ extension is not built")
@@ -26,7 +27,7 @@ def isa(request):
 def test_values(isa, dtype, classes):
     for family in ("gaps", "offsets", "masked", "ties") if classes == 50257 else rows.FAMILIES:
         x, y, exact = rows.case(family, classes, dtype)
-        oracle.check(isa, ta.score(x, y, signals=ta.SIGNALS), exact, x)
+        oracle.check(isa, ta.score(x, y, signals=ROW_SIGNALS), exact, x)
 
 
 @pytest.mark.parametrize("classes", [1, 3, 10, 127, 1000, 9000])
@@ -49,12 +50,12 @@ def test_a_row_has_the_same_bits_alone_in_a_batch_and_on_any_number_of_threads(i
     x = torch.randn(64, classes, generator=torch.Generator().manual_seed(classes)).bfloat16()
     y = torch.arange(64) % classes
     threads(1)
-    alone = ta.Scores.cat([ta.score(x[i : i + 1], y[i : i + 1], signals=ta.SIGNALS) for i in range(64)])
+    alone = ta.Scores.cat([ta.score(x[i : i + 1], y[i : i + 1], signals=ROW_SIGNALS) for i in range(64)])
     for count in (1, 2, 4):
         threads(count)
         for part in (slice(0, 64), slice(3, 6)):  # many rows; few, whose segments are shared out
-            found = ta.score(x[part], y[part], signals=ta.SIGNALS)
-            for name in ta.SIGNALS:
+            found = ta.score(x[part], y[part], signals=ROW_SIGNALS)
+            for name in ROW_SIGNALS:
                 assert torch.equal(getattr(found, name), getattr(alone, name)[part]), (count, part, name)
 
 

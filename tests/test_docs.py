@@ -1,5 +1,6 @@
 """What the documentation shows is what happens."""
 
+import collections
 import doctest
 import re
 from pathlib import Path
@@ -8,14 +9,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchassay as ta
-from torchassay import functional, history
+from torchassay import ensemble, functional, heads, history, noise
 
 ROOT = Path(__file__).parent.parent
 BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
 
 
 def test_docstring_examples():
-    for module, least in ((functional, 6), (history, 3)):
+    for module, least in ((functional, 6), (heads, 7), (history, 3), (ensemble, 5), (noise, 5)):
         result = doctest.testmod(module)
         assert result.attempted >= least and result.failed == 0
 
@@ -29,11 +30,22 @@ def test_readme_code_runs(block, capsys):
         "logits": torch.randn(128, 10, requires_grad=True),
         "target": torch.randint(10, (128,)),
         "tokens": torch.randint(10, (128,)),
+        "weight": torch.rand(10),
+        "labels": torch.rand(128, 10) < 0.3,
+        "x": torch.randn(128, 4),
+        "model": torch.nn.Sequential(
+            collections.OrderedDict(encoder=torch.nn.Linear(4, 8), head=torch.nn.Linear(8, 10))
+        ),
     }
     exec(block, names)
     if "hard" in names:
         assert names["hard"].shape == (64,) and names["s"].signals == ("loss", "entropy", "grad_norm")
         assert names["logits"].grad is not None
+    if "cool" in names:
+        exact = F.log_softmax(names["logits"] / 0.7, -1).gather(1, names["tokens"][:, None])[:, 0]
+        torch.testing.assert_close(names["cool"], exact)
+    if "draws" in names:
+        assert (names["s"].mutual_information > 0).all()
     if "logp" in names:
         torch.testing.assert_close(
             names["logp"], F.log_softmax(names["logits"], -1).gather(1, names["tokens"][:, None])[:, 0]

@@ -15,12 +15,13 @@ import sanitize
 import steps
 import tables
 import torch
+import torchassay as ta
 from clock import milliseconds
 from steps import Outcome, Step
 from torchassay.backends import why_not
 
 PYTHON = (sys.executable, "-c")
-OURS = [name for name in ("native", "reference") if not why_not(name, "cpu", torch.float32, True)]
+OURS = [name for name in ("native", "reference") if not why_not(name, "cpu", torch.float32)]
 
 
 def test_without_a_gpu_one_line_says_so(monkeypatch, capsys):
@@ -194,6 +195,19 @@ def test_wrong_signals_are_recorded_and_not_timed(bench, monkeypatch):
     assert [row["ms"] for row in bench.record[gpu_cases.FIVE]] == [""] * len(OURS)
 
 
+def test_options_are_verified_and_held_against_the_plain_call(bench, monkeypatch):
+    reference = bench._replace(backends=["reference"])
+    assert gpu_cases.five_signals_under_options(reference, 20, 1000, torch.float32) == []
+    rows = {row["contender"].partition(", ")[2]: row for row in bench.record[gpu_cases.OPTIONS]}
+    assert [*rows] == ["plain", *bars.OPTIONS] and rows["plain"]["x plain"] == 1
+    assert rows["softcap"]["bar"] == "<= 2.2x plain" and rows["plain"]["bar"] == ""
+    assert all(row["max error"] <= gpu_cases.OPTIONS_BOUND for row in rows.values())
+    right = ta.score
+    monkeypatch.setattr(ta, "score", lambda x, y, temperature=1.0, **given: right(x, y, **given))
+    found = gpu_cases.five_signals_under_options(reference, 20, 1000, torch.float32)
+    assert found == ["reference, temperature: WRONG, not timed"]
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 def test_training_steps_are_verified_and_timed(bench, dtype):
     assert gpu_cases.training_step(bench, 64, 100, dtype) == []
@@ -201,6 +215,22 @@ def test_training_steps_are_verified_and_timed(bench, dtype):
     assert [row["contender"] for row in rows] == [*OURS, "F.cross_entropy"]
     assert rows[0]["bar"] == "<= 0.75x" and rows[-1]["bar"] == "" and rows[-1]["x F.cross_entropy"] == 1
     assert rows[0]["max error"] <= gpu_cases.GRAD_BOUND[dtype]
+
+
+def test_noisy_entropies_are_verified_and_timed(bench, monkeypatch):
+    bench = bench._replace(backends=["reference"])
+    assert gpu_cases.noisy_entropy(bench, 64, 100, torch.bfloat16) == []
+    ours, theirs = bench.record[gpu_cases.NOISY]
+    assert (ours["contender"], theirs["contender"]) == ("reference", "PyTorch chain")
+    assert 0 < ours["max error"] <= 1e-5 and ours["x ours"] == 1 and theirs["max error"] == "" and theirs["ms"] > 0
+    right = contenders.noisy
+
+    def off(backend, draws, std, logits, *given, **named):
+        found = right(backend, draws, std, logits, *given, **named)
+        return found if logits.dtype == torch.float64 else found * 1.001
+
+    monkeypatch.setattr(contenders, "noisy", off)
+    assert gpu_cases.noisy_entropy(bench, 64, 100, torch.bfloat16) == ["reference: WRONG, not timed"]
 
 
 def test_host_cost(bench, monkeypatch):
@@ -249,7 +279,9 @@ def test_bandwidth_and_the_cases_of_a_run():
     assert bandwidth.best_read({"copy": 9.0, "read, a": 2.0, "read, b": 3.0}) == 3
     quick, full = bench_gpu.cases(True), bench_gpu.cases(False)
     assert len({*map(str, full)}) == len(full) and {case[:4] for case in quick} <= {case[:4] for case in full}
-    assert {case.kind for case in full} == {"five", "training", "ours"} and sum(case.compiled for case in quick) <= 2
+    assert {case.kind for case in full} == {"five", "training", "noisy", "options", "ours"} and sum(
+        case.compiled for case in quick
+    ) <= 2
 
 
 def test_the_smoke_test_tells_right_from_wrong(monkeypatch):

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torchassay as ta
 from torch.autograd import gradcheck, gradgradcheck
+from torchassay.scores import ROW_SIGNALS
 
 
 @pytest.fixture
@@ -99,7 +100,7 @@ def test_no_gradient_asked_none_computed(place):
     assert loss.requires_grad
     assert not any(value.requires_grad for value in scores.as_dict().values())
     assert not any(
-        v.requires_grad for v in ta.score(x, y, signals=ta.SIGNALS, backend=place.backend).as_dict().values()
+        v.requires_grad for v in ta.score(x, y, signals=ROW_SIGNALS, backend=place.backend).as_dict().values()
     )
 
 
@@ -109,7 +110,7 @@ def test_case_12_input_is_bitwise_unchanged(place):
     y = torch.arange(6, device=place.device)
     before_x, before_y = x.clone(), y.clone()
     x.requires_grad_()
-    ta.score(x, y, signals=ta.SIGNALS, backend=place.backend)
+    ta.score(x, y, signals=ROW_SIGNALS, backend=place.backend)
     first = ta.cross_entropy(x, y, backend=place.backend)
     second = ta.log_prob_entropy(x, y, backend=place.backend)[1].sum()
     first.backward(retain_graph=True)
@@ -127,7 +128,7 @@ def test_case_13_mutating_what_was_returned_does_not_corrupt_the_backward(place)
     grads = []
     for spoil in (False, True):
         logits = x.clone().requires_grad_()
-        loss, scores = ta.cross_entropy(logits, y, reduction="none", signals=ta.SIGNALS, backend=place.backend)
+        loss, scores = ta.cross_entropy(logits, y, reduction="none", signals=ROW_SIGNALS, backend=place.backend)
         total = loss.sum()
         if spoil:
             for value in scores.as_dict().values():

@@ -5,6 +5,7 @@ import pytest
 import rows
 import torch
 import torchassay as ta
+from torchassay.scores import ROW_SIGNALS
 
 
 @pytest.mark.parametrize("classes", [2, 10, 1000])
@@ -142,7 +143,7 @@ def test_functions_of_the_reference_module_agree():
     assert torch.equal(ta.reference.entropy(x), ta.entropy(x, backend="reference"))
     for ours, theirs in zip(ta.reference.log_prob_entropy(x, y), ta.log_prob_entropy(x, y), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=0)
-    found = ta.reference.score(x, y, signals=ta.SIGNALS).as_dict()
-    expected = ta.score(x, y, signals=ta.SIGNALS, backend="reference").as_dict()
-    assert all(torch.equal(found[name], expected[name]) for name in ta.SIGNALS)
+    found = ta.reference.score(x, y, signals=ROW_SIGNALS).as_dict()
+    expected = ta.score(x, y, signals=ROW_SIGNALS, backend="reference").as_dict()
+    assert all(torch.equal(found[name], expected[name]) for name in ROW_SIGNALS)
     assert torch.equal(ta.reference.cross_entropy(x, y), ta.cross_entropy(x, y, backend="reference"))

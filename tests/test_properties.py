@@ -8,6 +8,7 @@ import torch
 import torchassay as ta
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from torchassay.scores import ROW_SIGNALS
 
 FEW = settings(
     max_examples=150, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -31,7 +32,7 @@ def batches(draw, top=90):
 
 
 def scored(place, x, y):
-    return ta.score(x.to(place.device), y.to(place.device), signals=ta.SIGNALS, backend=place.backend).cpu()
+    return ta.score(x.to(place.device), y.to(place.device), signals=ROW_SIGNALS, backend=place.backend).cpu()
 
 
 def close(a, b, names, tolerance):

@@ -10,12 +10,13 @@ import pytest
 import rows
 import torch
 import torchassay as ta
+from torchassay.scores import ROW_SIGNALS
 
 FLOATS = oracle.FLOAT_SIGNALS
 NEED_TARGET = ("loss", "grad_norm", "target_margin")
 
 
-def score(place, x, y=None, signals=ta.SIGNALS, **options):
+def score(place, x, y=None, signals=ROW_SIGNALS, **options):
     target = None if y is None else y.to(place.device)
     return ta.score(x.to(place.device), target, signals=signals, backend=place.backend, **options).cpu()
 
@@ -69,7 +70,7 @@ def test_case_04_shift_invariance_is_bitwise(shift, place):
     """Logits on a grid of 2^-9 stay exact when shifted, so only lse may change."""
     x = (rows.FAMILIES["random"](130)[0][8:14].clamp(-8, 8) * 512).round().div(512).float()
     y = torch.tensor([0, 129, 5, 64, 77, 1])
-    names = [name for name in ta.SIGNALS if name != "lse"]
+    names = [name for name in ROW_SIGNALS if name != "lse"]
     assert bits(score(place, x, y, names)) == bits(score(place, x + shift, y, names))
 
 
@@ -194,8 +195,8 @@ def test_case_09_one_class(place):
 @pytest.mark.parametrize("shape", [(0, 5), (3, 0, 5), (0, 4, 1), (0, 2100)], ids=str)
 def test_case_09_no_rows(shape, place):
     found = score(place, torch.zeros(shape), torch.zeros(shape[:-1], dtype=torch.long))
-    assert found.signals == ta.SIGNALS
-    assert all(getattr(found, name).shape == shape[:-1] for name in ta.SIGNALS)
+    assert found.signals == ROW_SIGNALS
+    assert all(getattr(found, name).shape == shape[:-1] for name in ROW_SIGNALS)
     assert found.prediction.dtype == torch.int64 and found.loss.dtype == torch.float32
 
 
@@ -237,7 +238,7 @@ def test_ignored_rows_have_zero_in_what_needs_the_target_and_the_rest_as_ever(pl
     y = torch.tensor([1, -100, 3, -100, -100, 39])
     found = score(place, x, y)
     kept = score(place, x, torch.where(y == -100, 0, y))
-    for name in ta.SIGNALS:
+    for name in ROW_SIGNALS:
         if name in NEED_TARGET:
             assert (getattr(found, name)[y == -100] == 0).all(), name
             assert torch.equal(getattr(found, name)[y != -100], getattr(kept, name)[y != -100]), name
@@ -261,7 +262,7 @@ def test_integer_targets_of_any_dtype(dtype, place):
     assert bits(score(place, x, y.to(dtype))) == bits(score(place, x, y))
 
 
-@pytest.mark.parametrize("name", ta.SIGNALS)
+@pytest.mark.parametrize("name", ROW_SIGNALS)
 def test_each_signal_alone_has_the_bits_it_has_with_all_others(name, place):
     for classes in (10, 300):
         x, y, _ = rows.case("random", classes, torch.float32)

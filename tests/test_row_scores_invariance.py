@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torchassay as ta
+from torchassay.scores import ROW_SIGNALS
 
 # 127 and 50257 are odd: bfloat16 rows then start at every 2-byte offset
 SIZES = {torch.float32: [2, 10, 100, 127, 1000, 4097], torch.bfloat16: [10, 127, 1000, 4097]}
@@ -17,7 +18,7 @@ def batch(rows, classes, dtype, place):
 
 
 def bits(place, x, y, pick=slice(None)):
-    found = ta.score(x, y, signals=ta.SIGNALS, backend=place.backend).as_dict()
+    found = ta.score(x, y, signals=ROW_SIGNALS, backend=place.backend).as_dict()
     return {n: v[pick].view(torch.int64 if v.dtype == torch.int64 else torch.int32).tolist() for n, v in found.items()}
 
 
@@ -38,8 +39,8 @@ def test_permuted(dtype, classes, place):
     total = 9 if place.slow else 515
     x, y = batch(total, classes, dtype, place)
     order = torch.randperm(total, generator=torch.Generator().manual_seed(1)).to(x.device)
-    whole = ta.score(x, y, signals=ta.SIGNALS, backend=place.backend)[order].as_dict()
-    shuffled = ta.score(x[order], y[order], signals=ta.SIGNALS, backend=place.backend).as_dict()
+    whole = ta.score(x, y, signals=ROW_SIGNALS, backend=place.backend)[order].as_dict()
+    shuffled = ta.score(x[order], y[order], signals=ROW_SIGNALS, backend=place.backend).as_dict()
     assert all(torch.equal(whole[name], shuffled[name]) for name in whole)
 
 
@@ -63,8 +64,8 @@ def test_any_number_of_threads(rows, classes, dtype, double_place, threads):
     results = []
     for count in (1, 2, 4, 3):
         threads(count)
-        found = ta.score(x, y, signals=ta.SIGNALS, backend=double_place.backend)
-        results.append(torch.stack([getattr(found, name).double() for name in ta.SIGNALS]))
+        found = ta.score(x, y, signals=ROW_SIGNALS, backend=double_place.backend)
+        results.append(torch.stack([getattr(found, name).double() for name in ROW_SIGNALS]))
     assert all(torch.equal(result, results[0]) for result in results)
 
 

@@ -5,9 +5,10 @@ import pytest
 import rows
 import torch
 import torchassay as ta
+from torchassay.scores import ROW_SIGNALS
 
 FAMILIES = [*rows.FAMILIES]
-NOT_LSE = [name for name in ta.SIGNALS if name != "lse"]
+NOT_LSE = [name for name in ROW_SIGNALS if name != "lse"]
 
 
 def score(place, x, y=None, **options):
@@ -21,7 +22,7 @@ def score(place, x, y=None, **options):
 def test_float32(family, classes, place):
     x, y, exact = rows.case(family, classes, torch.float32)
     at = place.some(x, 6 if classes <= 1024 else 3)
-    found = score(place, x[at], y[at], signals=ta.SIGNALS)
+    found = score(place, x[at], y[at], signals=ROW_SIGNALS)
     oracle.check(place, found, {name: value[at] for name, value in exact.items()}, x[at])
 
 
@@ -31,7 +32,7 @@ def test_float32(family, classes, place):
 def test_float32_of_a_vocabulary(family, classes, fast_place):
     x, y, exact = rows.case(family, classes, torch.float32)
     at = torch.arange(0, len(x), 1 if classes == 50257 else 2)
-    found = score(fast_place, x[at], y[at], signals=ta.SIGNALS)
+    found = score(fast_place, x[at], y[at], signals=ROW_SIGNALS)
     oracle.check(fast_place, found, {name: value[at] for name, value in exact.items()}, x[at])
 
 
@@ -39,7 +40,7 @@ def test_float32_of_a_vocabulary(family, classes, fast_place):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_float64(family, classes, double_place):
     x, y, exact = rows.case(family, classes, torch.float64)
-    oracle.check(double_place, score(double_place, x, y, signals=ta.SIGNALS), exact, x)
+    oracle.check(double_place, score(double_place, x, y, signals=ROW_SIGNALS), exact, x)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
@@ -48,7 +49,7 @@ def test_float64(family, classes, double_place):
 def test_half_precision_is_exact_for_the_values_it_holds(family, classes, dtype, place):
     x, y, exact = rows.case(family, classes, dtype)
     at = place.some(x, 3)
-    found = score(place, x[at], y[at], signals=ta.SIGNALS)
+    found = score(place, x[at], y[at], signals=ROW_SIGNALS)
     oracle.check(place, found, {name: value[at] for name, value in exact.items()}, x[at])
 
 
@@ -56,7 +57,7 @@ def test_half_precision_is_exact_for_the_values_it_holds(family, classes, dtype,
 def test_half_precision_of_a_vocabulary(dtype, fast_place):
     for family in ("gaps", "blocks", "masked"):
         x, y, exact = rows.case(family, 50257, dtype)
-        oracle.check(fast_place, score(fast_place, x, y, signals=ta.SIGNALS), exact, x)
+        oracle.check(fast_place, score(fast_place, x, y, signals=ROW_SIGNALS), exact, x)
 
 
 @pytest.mark.parametrize("classes", [2, 3, 127, 1000])
@@ -64,7 +65,7 @@ def test_nothing_is_negative(classes, place):
     for family in FAMILIES:
         x, y, _ = rows.case(family, classes, torch.float32)
         at = place.some(x, 2)
-        found = score(place, x[at], y[at], signals=ta.SIGNALS)
+        found = score(place, x[at], y[at], signals=ROW_SIGNALS)
         for name in ("loss", "entropy", "grad_norm", "confidence", "least_confidence", "margin"):
             assert (getattr(found, name) >= 0).all(), (family, name)
 
@@ -105,14 +106,14 @@ def test_case_20_two_tops_and_a_vocabulary_of_equal_others(dtype, fast_place):
     x = torch.zeros(5, 151936, dtype=dtype)
     x[:, 77] = x[:, 151935] = torch.tensor([0.5, 3.0, 11.0, 12.0, 40.0], dtype=dtype)
     y = torch.tensor([77, 151935, 5, 77, 77])
-    found = score(fast_place, x, y, signals=ta.SIGNALS)
+    found = score(fast_place, x, y, signals=ROW_SIGNALS)
     oracle.check(fast_place, found, oracle.signals(x, y), x)
     assert (found.margin == 0).all() and (found.prediction == 77).all()
 
 
 def test_case_16_results_are_float32_whatever_the_half_precision_input(place):
     for dtype in (torch.bfloat16, torch.float16):
-        found = score(place, torch.zeros(2, 3, dtype=dtype), torch.tensor([0, 1]), signals=ta.SIGNALS)
+        found = score(place, torch.zeros(2, 3, dtype=dtype), torch.tensor([0, 1]), signals=ROW_SIGNALS)
         assert {name: getattr(found, name).dtype for name in NOT_LSE} == {
             name: torch.int64 if name == "prediction" else torch.float32 for name in NOT_LSE
         }

@@ -19,7 +19,7 @@ BLOCK = 4096  # columns of a program
 
 
 @triton.jit
-def _rounded(x, dtype: tl.constexpr):
+def rounded(x, dtype: tl.constexpr):
     """x in a narrower dtype, to nearest even. The interpreter's own cut to bfloat16 truncates, and turns 0 into 2^-126:
     there the bits are rounded by hand."""
     if row_stats.INTERPRETED and dtype == tl.bfloat16:
@@ -94,7 +94,7 @@ def _row_grads(
     else:
         dx = tl.where(at_target, -(gL * miss)[:, None], p * gL[:, None])
     offset = (row * (C // UNIT)) * UNIT
-    dx = _rounded(dx, out_ptr.dtype.element_ty)
+    dx = rounded(dx, out_ptr.dtype.element_ty)
     tl.store(out_ptr + offset[:, None] + column, dx, mask=inside[:, None] & (column < C))
 
 

@@ -4,6 +4,9 @@
     with z = e^(u - m), r = z R, t = z (T + (m - u) R), c = 1 / (1 + r), e_y = e^(x_y - m)
 
 Where the target is the top class, grad_norm = z sqrt(R^2 + Q) c: nothing is subtracted from 1.
+
+Under a scale g, t, m - x_y and the exponents are over the temperature; the loss, times the class weight w, gets
+z_loss lse^2 and the gradient by the logits extra p with extra = 2 z_loss lse besides.
 """
 
 import triton
@@ -16,6 +19,68 @@ def row_start(rows_ptr, row, B, stride_a, stride_b, UNIT: tl.constexpr, FOLDED: 
     """The address of a row; strides count units of UNIT elements, and a row index overflows 32 bits times a stride."""
     offset = row * stride_b if FOLDED else row // B * stride_a + row % B * stride_b
     return rows_ptr + offset * UNIT
+
+
+@triton.jit
+def scale(row, inside, temperature_ptr, temperature, lost):
+    """`row_stats.scale_of` the rows' temperatures, shaped like ``row``; of a number, if there is no temperature_ptr."""
+    if temperature_ptr is not None:
+        temperature = tl.load(temperature_ptr + row, mask=inside, other=1.0)
+        lost = 0.0
+    else:
+        temperature = tl.where(inside, temperature, 1.0)
+    return row_stats.scale_of(temperature, lost)
+
+
+@triton.jit
+def write_unlabelled(
+    row,
+    inside,
+    m,
+    u,
+    k,
+    R,
+    T,
+    scale,
+    entropy_ptr,
+    lse_ptr,
+    confidence_ptr,
+    least_confidence_ptr,
+    margin_ptr,
+    prediction_ptr,
+    MARGIN: tl.constexpr,
+):
+    """Write what needs no target. Returns what all else is made of; mu is 0 without the entropy, the margin anything
+    unless MARGIN."""
+    ENTROPY: tl.constexpr = entropy_ptr is not None
+    u, g, z, r, c, t = row_stats.finish(m, u, R, T, scale, ENTROPY)
+    log_c = row_stats.log1p(r)
+    lse = m + log_c if scale is None else tl.fma(m, scale[0], log_c)
+    mu = t * c if ENTROPY else 0.0
+    if ENTROPY:
+        tl.store(entropy_ptr + row, log_c + mu, mask=inside)
+    if lse_ptr is not None:
+        tl.store(lse_ptr + row, lse, mask=inside)
+    if confidence_ptr is not None:
+        tl.store(confidence_ptr + row, c, mask=inside)
+    if least_confidence_ptr is not None:
+        tl.store(least_confidence_ptr + row, r * c, mask=inside)
+    if prediction_ptr is not None:
+        tl.store(prediction_ptr + row, k.to(tl.int64), mask=inside)
+    margin = r
+    if MARGIN:
+        margin = tl.where(u == -row_stats.INFINITY, 1.0, -row_stats.expm1(-g)) * c
+    if margin_ptr is not None:
+        tl.store(margin_ptr + row, margin, mask=inside)
+    return u, g, z, r, c, log_c, lse, mu, margin
+
+
+@triton.jit
+def write_stats(stats_ptr, row, inside, N, values):
+    """What the backward needs of a row, [len(values), N]."""
+    if stats_ptr is not None:
+        for i in tl.static_range(len(values)):
+            tl.store(stats_ptr + i * N + row, values[i], mask=inside)
 
 
 @triton.jit
@@ -43,29 +108,29 @@ def write(
     target_margin_ptr,
     prediction_ptr,
     stats_ptr,
+    scale,  # None without options, which are these three
+    weight_ptr,
+    z_loss,
 ):
     """Finish the rows and write what was asked for."""
-    ENTROPY: tl.constexpr = entropy_ptr is not None
-    u, g, z, r, c, t = row_stats.finish(m, u, R, T, ENTROPY)
-    log_c = row_stats.log1p(r)
-    mu = t * c if ENTROPY else 0.0
-    if ENTROPY:
-        tl.store(entropy_ptr + row, log_c + mu, mask=inside)
-    if lse_ptr is not None:
-        tl.store(lse_ptr + row, m + log_c, mask=inside)
-    if confidence_ptr is not None:
-        tl.store(confidence_ptr + row, c, mask=inside)
-    if least_confidence_ptr is not None:
-        tl.store(least_confidence_ptr + row, r * c, mask=inside)
-    if prediction_ptr is not None:
-        tl.store(prediction_ptr + row, k.to(tl.int64), mask=inside)
-    margin = r
-    if (margin_ptr is not None) or (target_margin_ptr is not None):
-        margin = tl.where(u == -row_stats.INFINITY, 1.0, -row_stats.expm1(-g)) * c
-    if margin_ptr is not None:
-        tl.store(margin_ptr + row, margin, mask=inside)
-
-    miss = 0.0
+    u, _, z, r, c, log_c, lse, mu, margin = write_unlabelled(
+        row,
+        inside,
+        m,
+        u,
+        k,
+        R,
+        T,
+        scale,
+        entropy_ptr,
+        lse_ptr,
+        confidence_ptr,
+        least_confidence_ptr,
+        margin_ptr,
+        prediction_ptr,
+        (margin_ptr is not None) or (target_margin_ptr is not None),
+    )
+    rest, beta = 0.0, 0.0
     if target_ptr is not None:
         y = tl.load(target_ptr + row, mask=inside, other=0).to(tl.int64)
         ignored = y == ignore_index
@@ -74,25 +139,43 @@ def write(
         top = x_y == m
         gone = x_y == -row_stats.INFINITY
         largest = row_stats.reference(m)
-        gap, e_y = row_stats.exp_difference(largest, tl.where(gone, largest, x_y))
+        gap, e_y = row_stats.exp_difference(largest, tl.where(gone, largest, x_y), scale)
         gap = tl.where(gone, row_stats.INFINITY, gap)
         e_y = tl.where(gone, 0.0, e_y)
         unknown = tl.where(ignored, 0.0, float("nan"))
         other = 1.0 + r - e_y
-        miss = tl.where(known, tl.where(top, r, other) * c, unknown)
+        miss = tl.where(top, r, other) * c
+        loss, rest = gap + log_c, miss
+        if scale is not None:
+            weight, extra = 1.0, 0.0
+            if weight_ptr is not None:
+                weight = tl.load(weight_ptr + tl.where(known, y, 0), mask=inside, other=1.0)
+                loss = weight * tl.where(weight == 0.0, log_c, loss)  # such a class may be at -inf
+            if z_loss is not None:
+                extra = z_loss * lse
+                loss += extra * lse
+                extra += extra
+            rest, beta = tl.where(top, 0.0, weight) + extra, tl.where(known, weight + extra, unknown)
+        rest = tl.where(known, rest, unknown)
         if loss_ptr is not None:
-            tl.store(loss_ptr + row, tl.where(known, gap + log_c, unknown), mask=inside)
+            tl.store(loss_ptr + row, tl.where(known, loss, unknown), mask=inside)
         if grad_norm_ptr is not None:
+            squares = tl.fma(z * z, Q, -e_y * e_y)
             like = z * tl.sqrt(tl.fma(R, R, Q))
-            unlike = tl.sqrt(tl.fma(other, other, 1.0 + tl.fma(z * z, Q, -e_y * e_y)))
-            tl.store(grad_norm_ptr + row, tl.where(known, tl.where(top, like, unlike) * c, unknown), mask=inside)
+            unlike = tl.sqrt(tl.fma(other, other, 1.0 + squares))
+            norm = tl.where(top, like, unlike) * c
+            if scale is not None:
+                norm *= weight
+                if z_loss is not None:  # of weight (p - onehot) + extra p: the label's entry, and all the others
+                    others = tl.where(top, z * tl.sqrt(Q), tl.sqrt(1.0 + squares)) * c
+                    all = row_stats.hypotenuse(extra - (weight + extra) * miss, (weight + extra) * others)
+                    norm = tl.where(extra == 0.0, norm, all)
+                norm *= scale[0]
+            tl.store(grad_norm_ptr + row, tl.where(known, norm, unknown), mask=inside)
         if target_margin_ptr is not None:
             below = row_stats.expm1(-gap) * c
             tl.store(target_margin_ptr + row, tl.where(known, tl.where(top, margin, below), unknown), mask=inside)
-    if stats_ptr is not None:
-        tl.store(stats_ptr + row, m, mask=inside)
-        tl.store(stats_ptr + N + row, u, mask=inside)
-        tl.store(stats_ptr + 2 * N + row, z, mask=inside)
-        tl.store(stats_ptr + 3 * N + row, r, mask=inside)
-        tl.store(stats_ptr + 4 * N + row, miss, mask=inside)
-        tl.store(stats_ptr + 5 * N + row, mu, mask=inside)
+    if scale is None:
+        write_stats(stats_ptr, row, inside, N, (m, u, z, r, rest, mu))
+    else:
+        write_stats(stats_ptr, row, inside, N, (m, u, z, r, rest, mu, beta))

@@ -10,6 +10,7 @@ NARROW = 32  # up to this many columns a row is held by one lane,
 SHORT = 4096  # up to this many by one to four warps
 FEW = 64  # up to this many long rows are cut into segments for programs of their own (a guess)
 MANY = 16384  # with this many short rows a program finishes 32 together, one a lane (a guess)
+NO_OPTIONS = (None,) * 5
 LAUNCH = {"enable_fp_fusion": False}  # every FMA is written out: the same bits from every compiler version
 
 
@@ -39,13 +40,14 @@ def row_scores(
     target: Tensor | None,  # [N] int32 or int64
     ignore_index: int,
     out: list[Tensor | None],
+    options: tuple = NO_OPTIONS,  # temperatures [N] or None, temperature, lost, weight [C] or None, z_loss
 ) -> None:
     """Write the signals of every row into those of the ten entries of ``out`` that are not None.
 
     They are loss, entropy, grad_norm, lse, confidence, least_confidence, margin, target_margin (each [N] float32),
     prediction ([N] int64) and the stats of the backward ([6, N] float32: m, u, z, r, miss = 1 - p_y and mu = t c, which
     is 0 unless the entropy is asked for). An ignored row has 0, a target outside [0, C) NaN in loss, grad_norm,
-    target_margin and miss.
+    target_margin and miss. What the options are, `option_scores` tells, and what the stats are with them.
     """
     C = rows.shape[2]
     N = rows.shape[0] * rows.shape[1]
@@ -53,7 +55,7 @@ def row_scores(
     head = (rows, target, ignore_index, C // unit, N, B, stride_a, stride_b)
     if C <= NARROW:
         head = (rows, target, ignore_index, C, N, B, stride_a * unit, stride_b * unit)
-        narrow_rows[(triton.cdiv(N, 128),)](*head, *out, folded, 128, C, **LAUNCH)
+        narrow_rows[(triton.cdiv(N, 128),)](*head, *out, *options, folded, 128, C, **LAUNCH)
         return
     if C <= SHORT:
         columns = triton.next_power_of_2(C)
@@ -61,7 +63,7 @@ def row_scores(
         groups = 32 // tile if N >= MANY else 1
         warps = max(1, columns // 1024)
         grid = (triton.cdiv(N, groups * tile),)
-        short_rows[grid](*head, *out, unit, folded, groups, tile, columns, num_warps=warps, **LAUNCH)
+        short_rows[grid](*head, *out, *options, unit, folded, groups, tile, columns, num_warps=warps, **LAUNCH)
         return
     vector = 16 // rows.element_size()
     tile = LANES.value * vector
@@ -73,5 +75,6 @@ def row_scores(
     if N <= FEW and segments >= 4:
         states = torch.empty(N, segments, 4, LANES.value, dtype=torch.float32, device=rows.device)
         wanted = (out[1] is not None, out[2] is not None)
-        row_segments[(N * segments,)](rows, states, C // unit, B, stride_a, stride_b, *layout, *wanted, **LAUNCH)
-    long_rows[(N,)](*head, *out, states, *layout, triton.next_power_of_2(segments), **LAUNCH)
+        where = (C // unit, N, B, stride_a, stride_b)
+        row_segments[(N * segments,)](rows, states, *where, *options[:3], *layout, *wanted, **LAUNCH)
+    long_rows[(N,)](*head, *out, *options, states, *layout, triton.next_power_of_2(segments), **LAUNCH)

@@ -37,6 +37,7 @@ def _segment(
     start,
     segment,
     C,
+    scale,
     TILES_HERE: tl.constexpr,
     MASKED: tl.constexpr,
     VECTOR: tl.constexpr,
@@ -60,11 +61,11 @@ def _segment(
         top = row_stats.larger(top, x[i])
     M = row_stats.larger(row_stats.largest(top, AXIS), row_stats.LOWEST)
     reference = tl.expand_dims(row_stats.reference(M), AXIS)
-    d, R = row_stats.exp(x[0] - reference, MEND)
+    d, R = row_stats.exp(x[0] - reference, MEND, scale)
     T = -d * R
     Q = R * R
     for i in tl.static_range(1, TILES_HERE):
-        d, e = row_stats.exp(x[i] - reference, MEND)
+        d, e = row_stats.exp(x[i] - reference, MEND, scale)
         R += e
         T = tl.fma(-d, e, T)
         Q = tl.fma(e, e, Q)
@@ -75,10 +76,10 @@ def _segment(
 
 
 @triton.jit
-def _append(M, R, T, Q, W, M2, R2, T2, Q2, segment, ENTROPY: tl.constexpr, GRAD_NORM: tl.constexpr):
+def _append(M, R, T, Q, W, M2, R2, T2, Q2, segment, scale, ENTROPY: tl.constexpr, GRAD_NORM: tl.constexpr):
     """Merge a segment into the running states; W is the segment that a lane's maximum was first met in."""
     W = tl.where((M2 > M) | ((R < 0.5) & (R2 >= 0.5)), segment, W)
-    M, R, T, Q = row_stats.merge(M, R, T, Q, M2, R2, T2, Q2, ENTROPY, GRAD_NORM)
+    M, R, T, Q = row_stats.merge(M, R, T, Q, M2, R2, T2, Q2, scale, ENTROPY, GRAD_NORM)
     return M, R, T, Q, W
 
 
@@ -106,14 +107,18 @@ def _top_column(
     return k
 
 
-@triton.jit(do_not_specialize=["C", "B", "stride_a", "stride_b"])
+@triton.jit(do_not_specialize=["C", "N", "B", "stride_a", "stride_b"])
 def row_segments(
     rows_ptr,
     states_ptr,  # [N, segments, 4, LANES]: M, R, T, Q
     C,  # in units of UNIT columns, as the strides
+    N,
     B,
     stride_a,
     stride_b,
+    temperature_ptr,
+    temperature,
+    lost,
     UNIT: tl.constexpr,
     FOLDED: tl.constexpr,
     VECTOR: tl.constexpr,
@@ -129,10 +134,11 @@ def row_segments(
     row = (tl.program_id(0) // segments).to(tl.int64)
     segment = tl.program_id(0) % segments
     start = row_output.row_start(rows_ptr, row, B, stride_a, stride_b, UNIT, FOLDED)
+    scale = row_output.scale(row, row < N, temperature_ptr, temperature, lost) if temperature is not None else None
     if segment < whole:
-        M, R, T, Q = _segment(start, segment, C, TILES, False, VECTOR, ALIGNED, ENTROPY, GRAD_NORM)
+        M, R, T, Q = _segment(start, segment, C, scale, TILES, False, VECTOR, ALIGNED, ENTROPY, GRAD_NORM)
     else:
-        M, R, T, Q = _segment(start, segment, C, max(TAIL, 1), True, VECTOR, ALIGNED, ENTROPY, GRAD_NORM)
+        M, R, T, Q = _segment(start, segment, C, scale, max(TAIL, 1), True, VECTOR, ALIGNED, ENTROPY, GRAD_NORM)
     state = states_ptr + (row * segments + segment) * (4 * LANES) + tl.arange(0, LANES)
     tl.store(state, M)
     tl.store(state + LANES, R)
@@ -162,6 +168,11 @@ def long_rows(
     target_margin_ptr,
     prediction_ptr,
     stats_ptr,
+    temperature_ptr,  # as all that follow: see option_scores.py
+    temperature,
+    lost,
+    weight_ptr,
+    z_loss,
     states_ptr,  # [N, segments, 4, LANES] from row_segments, or None to walk the row here
     UNIT: tl.constexpr,
     FOLDED: tl.constexpr,
@@ -176,6 +187,7 @@ def long_rows(
     C = C * UNIT
     row = tl.program_id(0).to(tl.int64)
     start = row_output.row_start(rows_ptr, row, B, stride_a, stride_b, UNIT, FOLDED)
+    scale = row_output.scale(row, row < N, temperature_ptr, temperature, lost) if temperature is not None else None
     lane = tl.arange(0, LANES)
     M = tl.full([LANES], row_stats.LOWEST, tl.float32)
     R = tl.zeros([LANES], tl.float32)
@@ -185,11 +197,11 @@ def long_rows(
     whole = C // (TILES * LANES * VECTOR)
     if states_ptr is None:
         for segment in range(0, whole):
-            M2, R2, T2, Q2 = _segment(start, segment, C, TILES, False, VECTOR, ALIGNED, ENTROPY, GRAD_NORM)
-            M, R, T, Q, W = _append(M, R, T, Q, W, M2, R2, T2, Q2, segment, ENTROPY, GRAD_NORM)
+            M2, R2, T2, Q2 = _segment(start, segment, C, scale, TILES, False, VECTOR, ALIGNED, ENTROPY, GRAD_NORM)
+            M, R, T, Q, W = _append(M, R, T, Q, W, M2, R2, T2, Q2, segment, scale, ENTROPY, GRAD_NORM)
         if TAIL > 0:
-            M2, R2, T2, Q2 = _segment(start, whole, C, TAIL, True, VECTOR, ALIGNED, ENTROPY, GRAD_NORM)
-            M, R, T, Q, W = _append(M, R, T, Q, W, M2, R2, T2, Q2, whole, ENTROPY, GRAD_NORM)
+            M2, R2, T2, Q2 = _segment(start, whole, C, scale, TAIL, True, VECTOR, ALIGNED, ENTROPY, GRAD_NORM)
+            M, R, T, Q, W = _append(M, R, T, Q, W, M2, R2, T2, Q2, whole, scale, ENTROPY, GRAD_NORM)
     else:
         if TAIL > 0:
             whole += 1
@@ -200,7 +212,7 @@ def long_rows(
                 T2 = tl.load(state + 2 * LANES)
             if GRAD_NORM:
                 Q2 = tl.load(state + 3 * LANES)
-            M, R, T, Q, W = _append(M, R, T, Q, W, M2, R2, T2, Q2, segment, ENTROPY, GRAD_NORM)
+            M, R, T, Q, W = _append(M, R, T, Q, W, M2, R2, T2, Q2, segment, scale, ENTROPY, GRAD_NORM)
 
     # The tops. The lane that holds the largest logit is read again, without that logit.
     m = tl.max(M, axis=0)
@@ -217,8 +229,8 @@ def long_rows(
     others = lane != owner
     M = tl.where(others, M, row_stats.LOWEST)
     u = row_stats.larger(tl.max(M, axis=0), row_stats.largest(row_stats.largest(x, 1), 0))
-    R, T, Q = row_stats.rescaled(M, R, T, Q, u, ENTROPY, GRAD_NORM)
-    d, e = row_stats.exp(x - row_stats.reference(u), True)
+    R, T, Q = row_stats.rescaled(M, R, T, Q, u, scale, ENTROPY, GRAD_NORM)
+    d, e = row_stats.exp(x - row_stats.reference(u), True, scale)
     R = tl.sum(tl.where(others, R, 0.0), axis=0) + tl.sum(tl.sum(e, axis=1), axis=0)
     T = tl.sum(tl.where(others, T, 0.0), axis=0) + tl.sum(tl.sum(-d * e, axis=1), axis=0) if ENTROPY else R
     Q = tl.sum(tl.where(others, Q, 0.0), axis=0) + tl.sum(tl.sum(e * e, axis=1), axis=0) if GRAD_NORM else R
@@ -248,4 +260,7 @@ def long_rows(
         target_margin_ptr,
         prediction_ptr,
         stats_ptr,
+        scale,
+        weight_ptr,
+        z_loss,
     )

@@ -30,11 +30,17 @@ def narrow_rows(
     target_margin_ptr,
     prediction_ptr,
     stats_ptr,
+    temperature_ptr,  # as all that follow: see option_scores.py
+    temperature,
+    lost,
+    weight_ptr,
+    z_loss,
     FOLDED: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
     """One lane computes one row of COLUMNS = C columns."""
+    MEND: tl.constexpr = rows_ptr.dtype.element_ty == tl.float32
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     inside = row < N
     start = row_output.row_start(rows_ptr, row, B, stride_a, stride_b, 1, FOLDED)
@@ -49,12 +55,13 @@ def narrow_rows(
     u = tl.full([ROWS], row_stats.LOWEST, tl.float32)
     for j in tl.static_range(COLUMNS):
         u = row_stats.larger(u, tl.where(k == j, row_stats.LOWEST, x[j]))
+    scale = row_output.scale(row, inside, temperature_ptr, temperature, lost) if temperature is not None else None
     R = tl.zeros([ROWS], tl.float32)
     T = tl.zeros([ROWS], tl.float32)
     Q = tl.zeros([ROWS], tl.float32)
     for j in tl.static_range(COLUMNS):
         rest = tl.where(k == j, -row_stats.INFINITY, x[j])
-        d, e = row_stats.exp(rest - row_stats.reference(u), rows_ptr.dtype.element_ty == tl.float32)
+        d, e = row_stats.exp(rest - row_stats.reference(u), MEND, scale)
         R += e
         T = tl.fma(-d, e, T)
         Q = tl.fma(e, e, Q)
@@ -85,6 +92,9 @@ def narrow_rows(
         target_margin_ptr,
         prediction_ptr,
         stats_ptr,
+        scale,
+        weight_ptr,
+        z_loss,
     )
 
 
@@ -108,6 +118,11 @@ def short_rows(
     target_margin_ptr,
     prediction_ptr,
     stats_ptr,
+    temperature_ptr,  # as all that follow: see option_scores.py
+    temperature,
+    lost,
+    weight_ptr,
+    z_loss,
     UNIT: tl.constexpr,
     FOLDED: tl.constexpr,
     GROUPS: tl.constexpr,
@@ -115,6 +130,7 @@ def short_rows(
     COLUMNS: tl.constexpr,
 ):
     """One program computes GROUPS times ROWS rows, COLUMNS >= C."""
+    MEND: tl.constexpr = rows_ptr.dtype.element_ty == tl.float32
     C = C * UNIT
     first = tl.program_id(0).to(tl.int64) * (GROUPS * ROWS)
     column = tl.arange(0, COLUMNS)[None, :]
@@ -130,7 +146,11 @@ def short_rows(
         at = tl.min(tl.where(x == top[:, None], column, COLUMNS), axis=1)
         rest = tl.where(column == at[:, None], -row_stats.INFINITY, x)
         second = row_stats.larger(row_stats.largest(rest, 1), row_stats.LOWEST)
-        d, e = row_stats.exp(rest - row_stats.reference(second)[:, None], rows_ptr.dtype.element_ty == tl.float32)
+        every = row[:, None]
+        factors = (
+            row_output.scale(every, every < N, temperature_ptr, temperature, lost) if temperature is not None else None
+        )
+        d, e = row_stats.exp(rest - row_stats.reference(second)[:, None], MEND, factors)
         here = group == i
         m = tl.where(here, top[None, :], m)
         u = tl.where(here, second[None, :], u)
@@ -152,6 +172,7 @@ def short_rows(
     R = tl.reshape(R, [GROUPS * ROWS])
     T = tl.reshape(T, [GROUPS * ROWS])
     Q = tl.reshape(Q, [GROUPS * ROWS])
+    scale = row_output.scale(row, inside, temperature_ptr, temperature, lost) if temperature is not None else None
     row_output.write(
         row,
         inside,
@@ -176,4 +197,7 @@ def short_rows(
         target_margin_ptr,
         prediction_ptr,
         stats_ptr,
+        scale,
+        weight_ptr,
+        z_loss,
     )

@@ -6,6 +6,9 @@ All of it is elementwise float32, so it serves scalars, vectors of lanes and til
 LOWEST at least: x - M is then no NaN for a class at -inf. A state with R < 1/2 has seen no class but such. Maxima pass
 over NaN; NaN and +inf reach every signal through R. No inf - inf and no 0 * inf arises on the way, so the tests run
 with every warning of the interpreter an error.
+
+Under a temperature the exponents hold (x - M) / temperature; M and T stay in units of the logits up to the finish. A
+`scale` is what `scale_of` gives, or None for no temperature.
 """
 
 import triton
@@ -21,15 +24,43 @@ INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
 
 
 @triton.jit
-def exp(d, MEND: tl.constexpr):
+def lost_in_product(a, b, product):
+    """a b - product, by one rounding; the interpreter of triton 3.6 would round an fma's product, too."""
+    if INTERPRETED:
+        return (a.to(tl.float64) * b.to(tl.float64) - product).to(tl.float32)
+    else:
+        return tl.fma(a, b, -product)
+
+
+@triton.jit
+def scale_of(temperature, lost):
+    """Of a temperature, whose rounding to float32 lost ``lost``: its inverse in two parts, because every gap multiplies
+    the rounding; then for `exp` the least d that counts, log2 e / temperature and ln 2 temperature."""
+    high = tl.div_rn(1.0, temperature)
+    low = (-lost_in_product(temperature, high, 1.0) - lost * high) * high
+    return high, low, -104.0 * temperature, tl.fma(high, LOG2E, low * LOG2E), tl.fma(temperature, LN2, lost * LN2)
+
+
+@triton.jit
+def exp(d, MEND: tl.constexpr, scale=None):
     """d >= -104 and e^d, for d <= 0, in the hot loops: e^-104 is 0 in float32, so a class at -inf adds exactly 0, and
     no 0 * inf arises. The rounding of d log2 e costs up to |d| 2^-24; MEND takes it back by two FMAs.
+
+    With a scale d >= -104 temperature and e^(d / temperature), in as many instructions; one more to mend.
     """
-    d = tl.maximum(d, -104.0, propagate_nan=tl.PropagateNan.ALL)
-    h = d * LOG2E
-    e = tl.exp2(h)
-    if MEND:
-        e = tl.fma(e, tl.fma(h, -LN2, d), e)
+    if scale is None:
+        d = tl.maximum(d, -104.0, propagate_nan=tl.PropagateNan.ALL)
+        h = d * LOG2E
+        e = tl.exp2(h)
+        if MEND:
+            e = tl.fma(e, tl.fma(h, -LN2, d), e)
+    else:
+        inverse, _, least, to_log2, from_log2 = scale
+        d = tl.maximum(d, least, propagate_nan=tl.PropagateNan.ALL)
+        h = d * to_log2
+        e = tl.exp2(h)
+        if MEND:
+            e = tl.fma(e, tl.fma(h, -from_log2, d) * inverse, e)
     return d, e
 
 
@@ -67,11 +98,19 @@ def exp_once(d):
 
 
 @triton.jit
-def exp_difference(a, b):
-    """a - b and e^(b - a) for finite b <= a; two-sum carries the rounding error of the difference into the power."""
+def exp_difference(a, b, scale=None):
+    """a - b and e^(b - a) for finite b <= a; two-sum carries the rounding error of the difference into the power.
+
+    With a scale both are of (a - b) / temperature, the rounding of the product carried along.
+    """
     d = a - b
     back = d - a
     error = (a - (d - back)) - (b + back)
+    if scale is not None:
+        high, low, _, _, _ = scale
+        gap = d * high
+        error = lost_in_product(d, high, gap) + tl.fma(d, low, error * high)
+        d, error = gap, tl.where(gap > 128.0, 0.0, error)  # the power is 0 from 104 on, and the gap may be inf
     return d, exp_once(-d) * (1.0 - error)
 
 
@@ -84,8 +123,8 @@ def log1p(x):
 
 
 @triton.jit
-def expm1(x):
-    """e^x - 1 for x <= 0: the Taylor series up to -1/2, below it nothing cancels."""
+def expm1_of(x, e):
+    """e^x - 1 for x <= 0 and e = e^x: the Taylor series up to -1/2, below it nothing cancels."""
     near = tl.maximum(x, -0.5)
     p = tl.fma(near, 1.0 / 40320, 1.0 / 5040)
     p = tl.fma(near, p, 1.0 / 720)
@@ -93,13 +132,27 @@ def expm1(x):
     p = tl.fma(near, p, 1.0 / 24)
     p = tl.fma(near, p, 1.0 / 6)
     p = tl.fma(near, p, 0.5)
-    return tl.where(x > -0.5, tl.fma(near * near, p, near), exp_once(x) - 1.0)
+    return tl.where(x > -0.5, tl.fma(near * near, p, near), e - 1.0)
 
 
 @triton.jit
-def rescaled(M, R, T, Q, u, ENTROPY: tl.constexpr, GRAD_NORM: tl.constexpr):
+def expm1(x):
+    """e^x - 1 for x <= 0."""
+    return expm1_of(x, exp_once(x))
+
+
+@triton.jit
+def hypotenuse(a, b):
+    """The root of a^2 + b^2, which neither underflows nor overflows."""
+    large, small = tl.maximum(tl.abs(a), tl.abs(b)), tl.minimum(tl.abs(a), tl.abs(b))
+    ratio = small / tl.where(large == 0.0, 1.0, large)
+    return large * tl.sqrt(tl.fma(ratio, ratio, 1.0))
+
+
+@triton.jit
+def rescaled(M, R, T, Q, u, scale, ENTROPY: tl.constexpr, GRAD_NORM: tl.constexpr):
     """The sums of a state relative to u >= M."""
-    d, c = exp(M - reference(u), True)
+    d, c = exp(M - reference(u), True, scale)
     if ENTROPY:
         T = c * tl.fma(-d, R, T)
     if GRAD_NORM:
@@ -108,11 +161,11 @@ def rescaled(M, R, T, Q, u, ENTROPY: tl.constexpr, GRAD_NORM: tl.constexpr):
 
 
 @triton.jit
-def merge(M, R, T, Q, M2, R2, T2, Q2, ENTROPY: tl.constexpr, GRAD_NORM: tl.constexpr):
+def merge(M, R, T, Q, M2, R2, T2, Q2, scale, ENTROPY: tl.constexpr, GRAD_NORM: tl.constexpr):
     """The state of two disjoint sets of columns; an empty one (M = LOWEST, sums 0) changes nothing."""
     u = tl.maximum(M, M2)
-    R, T, Q = rescaled(M, R, T, Q, u, ENTROPY, GRAD_NORM)
-    R2, T2, Q2 = rescaled(M2, R2, T2, Q2, u, ENTROPY, GRAD_NORM)
+    R, T, Q = rescaled(M, R, T, Q, u, scale, ENTROPY, GRAD_NORM)
+    R2, T2, Q2 = rescaled(M2, R2, T2, Q2, u, scale, ENTROPY, GRAD_NORM)
     if ENTROPY:
         T += T2
     if GRAD_NORM:
@@ -121,18 +174,21 @@ def merge(M, R, T, Q, M2, R2, T2, Q2, ENTROPY: tl.constexpr, GRAD_NORM: tl.const
 
 
 @triton.jit
-def finish(m, u, R, T, ENTROPY: tl.constexpr):
+def finish(m, u, R, T, scale, ENTROPY: tl.constexpr):
     """u, g, z, r, c, t of a row from its tops and the sums over all classes but the top one, relative to u.
+    g and t are over the temperature.
 
     Without a rest u is -inf and g, z, r, t are 0; r and c are NaN for a row with NaN or +inf and for a row of -inf.
     """
     lone = R < 0.5
     top = reference(m)
-    g, z = exp_difference(top, tl.where(lone, top, u))
+    g, z = exp_difference(top, tl.where(lone, top, u), scale)
     u = tl.where(lone, -INFINITY, u)
     z = tl.where(lone, 0.0, z)
     r = tl.where(tl.abs(m) == INFINITY, float("nan"), z * R)
     t = r
     if ENTROPY:
+        if scale is not None:
+            T = T * scale[0]
         t = z * tl.fma(tl.minimum(g, 128.0), R, T)  # z is 0 from 88 on: no 0 * inf
     return u, g, z, r, 1.0 / (1.0 + r), t

@@ -1,6 +1,6 @@
 // The CPU kernels as one table for each instruction set.
 //
-// row_*.cpp and option_*.cpp are compiled several times, with TORCHASSAY_ISA naming the instruction set and the
+// The files that include this are compiled several times, with TORCHASSAY_ISA naming the instruction set and the
 // compiler's flags allowing it; launch.cpp takes the best table this machine can run. Unlike ifunc clones this lets a
 // test run every variant on one machine.
 #pragma once
@@ -10,7 +10,8 @@
 
 namespace torchassay {
 
-constexpr int64_t kSegment = 8192;  // long rows are cut here, always, so threads never change a bit
+constexpr int64_t kSegment = 8192;   // long rows are cut here, always, so threads never change a bit
+constexpr int64_t kInLanes = 256;    // rows of at most this many classes stand in lanes: 16 KB of L1
 constexpr int64_t kNeighbours = 64;  // rows of an `inner` with their classes apart that are worked on together, or more
 
 // The state of one segment of a row: see row_stats.h.
@@ -53,9 +54,7 @@ struct OptionTerms {
     }
     bool capped() const { return options.softcap > 0; }
     // a row's logits are mapped first, and the norm of its gradient is a sum of its own
-    bool swept() const {
-        return options.probabilities || capped() || (options.weight && options.label_smoothing > 0);
-    }
+    bool swept() const { return options.probabilities || capped() || (options.weight && options.label_smoothing > 0); }
 };
 
 struct OptionJob : ScoreJob, OptionTerms {
@@ -68,22 +67,51 @@ struct OptionGradJob : GradJob, OptionTerms {};
 // Swept rows along memory are taken so many at once: their numbers are finished together.
 inline int64_t swept_at_once(int64_t classes) { return classes > 4096 ? 1 : classes > 512 ? 8 : 16; }
 
-// `scratch` begins on a cache line: 64 bytes a class and three vectors more for rows with their classes apart, three
-// times as much for swept ones.
+struct DrawJob {
+    Rows rows;
+    Draws draws;
+    uint64_t key;
+    void* const* out;
+
+    bool wants_mixture() const { return out[kPredictiveEntropy] || out[kMutualInformation]; }
+};
+
+struct NormalJob {
+    const int64_t* row_id;
+    uint64_t key;
+    uint32_t purpose, draw;
+    int64_t columns;
+    bool uniform;
+    float* out;
+};
+
+// clang-format off
+// Every kernel: its result, name and parameters. `scratch` of the first and of those with options begins on a cache
+// line: 64 bytes a class and three vectors more for rows with their classes apart, three times as much for swept ones.
+#define TORCHASSAY_EACH_KERNEL(kernel)                                                                                \
+    kernel(void, score_rows, (ScoreJob&, int64_t begin, int64_t end, void* scratch))                                  \
+    kernel(void, score_segment, (const ScoreJob&, int64_t row, int64_t segment, Segment* out))                        \
+    kernel(void, score_states, (ScoreJob&, int64_t begin, int64_t end, const Segment* states)) /* [N, segments] */    \
+    kernel(void, grad_columns, (const GradJob&, int64_t row, int64_t begin, int64_t end))                             \
+    kernel(void, grad_neighbours, (const GradJob&, int64_t begin, int64_t end)) /* rows of one `inner` */             \
+    kernel(void, option_rows, (OptionJob&, int64_t begin, int64_t end, void* scratch))                                \
+    kernel(void, option_segment, (const OptionJob&, int64_t row, int64_t segment, Segment* out))                      \
+    kernel(void, option_states, (OptionJob&, int64_t begin, int64_t end, const Segment* states))                      \
+    kernel(void, sweep_rows, (OptionJob&, int64_t begin, int64_t end, void* scratch))                                 \
+    kernel(void, option_columns, (const OptionGradJob&, int64_t row, int64_t begin, int64_t end))                     \
+    kernel(void, option_neighbours, (const OptionGradJob&, int64_t begin, int64_t end))                               \
+    kernel(int64_t, draw_scratch, (const DrawJob&)) /* bytes of memory that draw_rows needs */                        \
+    kernel(void, draw_rows, (const DrawJob&, int64_t begin, int64_t end, void* scratch))                              \
+    kernel(void, normal_rows, (const NormalJob&, int64_t begin, int64_t end))                                         \
+    kernel(void, score_heads, (const HeadTask&, int64_t begin, int64_t end))
+// clang-format on
+
 struct Kernels {
     const char* isa;
     int lanes;  // float32 lanes; rows are handed out in multiples of it
-    void (*score_rows)(ScoreJob&, int64_t begin, int64_t end, void* scratch);
-    void (*score_segment)(const ScoreJob&, int64_t row, int64_t segment, Segment* out);
-    void (*score_states)(ScoreJob&, int64_t begin, int64_t end, const Segment* states);  // [N, segments]
-    void (*grad_columns)(const GradJob&, int64_t row, int64_t begin, int64_t end);
-    void (*grad_neighbours)(const GradJob&, int64_t begin, int64_t end);  // rows of one `inner`, classes apart
-    void (*option_rows)(OptionJob&, int64_t begin, int64_t end, void* scratch);
-    void (*option_segment)(const OptionJob&, int64_t row, int64_t segment, Segment* out);
-    void (*option_states)(OptionJob&, int64_t begin, int64_t end, const Segment* states);
-    void (*sweep_rows)(OptionJob&, int64_t begin, int64_t end, void* scratch);
-    void (*option_columns)(const OptionGradJob&, int64_t row, int64_t begin, int64_t end);
-    void (*option_neighbours)(const OptionGradJob&, int64_t begin, int64_t end);
+#define TORCHASSAY_MEMBER(result, name, parameters) result(*name) parameters;
+    TORCHASSAY_EACH_KERNEL(TORCHASSAY_MEMBER)
+#undef TORCHASSAY_MEMBER
 };
 
 // Walks over rows: one division to begin with, none for each row.

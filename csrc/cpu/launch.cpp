@@ -10,24 +10,13 @@
 
 namespace torchassay {
 
-#define TORCHASSAY_DECLARE(isa)                                                                     \
-    namespace isa {                                                                                 \
-    extern const int kLanes;                                                                        \
-    void score_rows_any(ScoreJob&, int64_t begin, int64_t end, void* scratch);                      \
-    void score_segment_any(const ScoreJob&, int64_t row, int64_t segment, Segment* out);            \
-    void score_states_any(ScoreJob&, int64_t begin, int64_t end, const Segment* states);            \
-    void grad_columns_any(const GradJob&, int64_t row, int64_t begin, int64_t end);                 \
-    void grad_neighbours_any(const GradJob&, int64_t begin, int64_t end);                           \
-    void option_rows_any(OptionJob&, int64_t begin, int64_t end, void* scratch);                    \
-    void option_segment_any(const OptionJob&, int64_t row, int64_t segment, Segment* out);          \
-    void option_states_any(OptionJob&, int64_t begin, int64_t end, const Segment* states);          \
-    void sweep_rows_any(OptionJob&, int64_t begin, int64_t end, void* scratch);                     \
-    void option_columns_any(const OptionGradJob&, int64_t row, int64_t begin, int64_t end);         \
-    void option_neighbours_any(const OptionGradJob&, int64_t begin, int64_t end);                   \
-    static const Kernels kernels = {                                                                \
-        #isa,           kLanes,           score_rows_any,     score_segment_any,                    \
-        score_states_any, grad_columns_any, grad_neighbours_any, option_rows_any, option_segment_any, \
-        option_states_any, sweep_rows_any, option_columns_any, option_neighbours_any};              \
+#define TORCHASSAY_DECLARE_KERNEL(result, name, parameters) result name##_any parameters;
+#define TORCHASSAY_ENTRY(result, name, parameters) name##_any,
+#define TORCHASSAY_DECLARE(isa)                                                              \
+    namespace isa {                                                                          \
+    extern const int kLanes;                                                                 \
+    TORCHASSAY_EACH_KERNEL(TORCHASSAY_DECLARE_KERNEL)                                        \
+    static const Kernels kernels = {#isa, kLanes, TORCHASSAY_EACH_KERNEL(TORCHASSAY_ENTRY)}; \
     }
 #if defined(TORCHASSAY_X86)
 TORCHASSAY_DECLARE(avx512)
@@ -69,12 +58,14 @@ int64_t rows_at_once(int64_t rows, int64_t classes, int threads, int lanes) {
 // Rows whose classes stand apart go to a kernel by neighbours in memory.
 void for_neighbours(const Rows& rows, int threads, const std::function<void(int64_t, int64_t)>& body) {
     const int64_t parts = rows.inner < 2 * kNeighbours ? 1 : rows.inner / kNeighbours;
-    parallel_for(rows.outer * parts, 1 + 16384 / (kNeighbours * rows.classes), threads, [&](int64_t begin, int64_t end) {
-        for (int64_t i = begin; i < end; ++i) {
-            const int64_t start = i / parts * rows.inner, part = i % parts;
-            body(start + part * kNeighbours, part + 1 < parts ? start + (part + 1) * kNeighbours : start + rows.inner);
-        }
-    });
+    parallel_for(rows.outer * parts, 1 + 16384 / (kNeighbours * rows.classes), threads,
+                 [&](int64_t begin, int64_t end) {
+                     for (int64_t i = begin; i < end; ++i) {
+                         const int64_t start = i / parts * rows.inner, part = i % parts;
+                         body(start + part * kNeighbours,
+                              part + 1 < parts ? start + (part + 1) * kNeighbours : start + rows.inner);
+                     }
+                 });
 }
 
 // Rows along memory go to a kernel by segments, each as row, begin and end of its columns.
@@ -114,9 +105,8 @@ int64_t score(Job& job, int threads, int lanes, void (*rows)(Job&, int64_t, int6
               void (*joined)(Job&, int64_t, int64_t, const Segment*)) {
     const int64_t count = job.rows.count(), classes = job.rows.classes, segments = job.segments();
     if (job.rows.class_stride != 1) {
-        for_neighbours(job.rows, threads, [&](int64_t begin, int64_t end) {
-            rows(job, begin, end, scratch(64 * (classes + 3)));
-        });
+        for_neighbours(job.rows, threads,
+                       [&](int64_t begin, int64_t end) { rows(job, begin, end, scratch(64 * (classes + 3))); });
     } else if (segments > 1 && count < int64_t(threads) * lanes) {
         // few long rows: threads over their segments, which are then joined in order
         std::vector<Segment> states(count * segments);
@@ -206,9 +196,8 @@ void row_grads(const Rows& rows, const Targets& targets, const void* stats, cons
     if (rows.class_stride != 1)
         for_neighbours(rows, threads, [&](int64_t begin, int64_t end) { kernels->grad_neighbours(job, begin, end); });
     else
-        for_segments(rows, threads, [&](int64_t row, int64_t begin, int64_t end) {
-            kernels->grad_columns(job, row, begin, end);
-        });
+        for_segments(rows, threads,
+                     [&](int64_t row, int64_t begin, int64_t end) { kernels->grad_columns(job, row, begin, end); });
 }
 
 int64_t option_scores(const Rows& rows, const Targets& targets, const Options& options, void* const out[kSlots],
@@ -253,6 +242,37 @@ void option_grads(const Rows& rows, const Targets& targets, const Options& optio
                 kernels->option_columns(job, row, begin, end);
             });
     });
+}
+
+void draw_scores(const Rows& rows, const Draws& draws, void* const out[kDrawSlots], int threads) {
+    const Kernels* kernels = chosen;
+    const uint64_t key = draws.seed.data ? *draws.seed.data : draws.seed.value;
+    const DrawJob job{rows, draws, key, out};
+    const int64_t count = rows.count(), numbers = rows.classes * draws.count;
+    threads = threads_for(count * numbers, threads);
+    const int together = rows.classes <= kInLanes ? kernels->lanes : 1;
+    parallel_for(count, rows_at_once(count, numbers, threads, together), threads, [&](int64_t begin, int64_t end) {
+        const std::unique_ptr<char[]> scratch(new char[kernels->draw_scratch(job)]);
+        kernels->draw_rows(job, begin, end, scratch.get());
+    });
+}
+
+void normals(const int64_t* row_id, int64_t rows, const Seed& seed, int purpose, uint32_t draw, int64_t columns,
+             bool uniform, float* out, int threads) {
+    const Kernels* kernels = chosen;
+    const uint64_t key = seed.data ? *seed.data : seed.value;
+    const NormalJob job{row_id, key, uint32_t(purpose), draw, columns, uniform, out};
+    threads = threads_for(rows * columns, threads);
+    parallel_for(rows, rows_at_once(rows, columns, threads, 1), threads,
+                 [&](int64_t begin, int64_t end) { kernels->normal_rows(job, begin, end); });
+}
+
+void head_scores(const HeadTask& task, int threads) {
+    const Kernels* kernels = chosen;
+    const int64_t count = task.rows.count(), outputs = task.rows.classes;
+    threads = threads_for(count * outputs, threads);
+    parallel_for(count, rows_at_once(count, outputs, threads, kernels->lanes), threads,
+                 [&](int64_t begin, int64_t end) { kernels->score_heads(task, begin, end); });
 }
 
 }  // namespace torchassay

@@ -2,8 +2,8 @@
 //
 //     dx_j = slope_j / temperature (gL (beta p_j - b_j) + gH p_j (a_j - mu)),   a_j = (m - v_j) / temperature
 //
-// p_j is e^((v_j - u) / temperature) z / (1 + r) for every class but the top, whose entry is rest - beta (1 - p_k) where
-// p_k is the larger part of 1.
+// p_j is e^((v_j - u) / temperature) z / (1 + r) for every class but the top, whose entry is rest - beta (1 - p_k)
+// where p_k is the larger part of 1.
 #include "row_sums.h"
 #include "softcap.h"
 
@@ -13,9 +13,9 @@ namespace {
 // What the gradient of a row is made of, the same number in all lanes, or of `lanes` rows.
 template <class T>
 struct GradTerms {
-    V<T> u, g;              // point of reference, and (m - u) / temperature
-    V<T> middle, exact;     // logits above are the top; above `exact`, the top with an entry of its own
-    V<T> c, w;              // p of the top class; factor of the exponential for the others
+    V<T> u, g;           // point of reference, and (m - u) / temperature
+    V<T> middle, exact;  // logits above are the top; above `exact`, the top with an entry of its own
+    V<T> c, w;           // p of the top class; factor of the exponential for the others
     V<T> inverse, beta, top;
     V<T> gL, gH, mu;
 };
@@ -28,8 +28,8 @@ TORCHASSAY_INLINE GradTerms<T> terms_of(const V<T> (&stats)[7], V<T> inverse, V<
     // halfway, because v may be computed with another rounding here
     const V<T> middle = lone ? u : u + (m - u) * T(0.5);
     const V<T> exact = c > T(0.5) ? middle : splat<V<T>>(INFINITY);
-    return {at,      (m - at) * inverse, middle, exact, c, lone ? c : z * c, inverse, beta, rest - beta * (r * c),
-            gL, gH, mu};
+    return {at,   (m - at) * inverse,    middle, exact, c, lone ? c : z * c, inverse,
+            beta, rest - beta * (r * c), gL,     gH,    mu};
 }
 
 template <class T, bool kCapped, bool kEntropyGrad>
@@ -61,7 +61,7 @@ struct Entry : GradTerms<T> {
 template <class T, bool kShared, bool kOwn>
 struct Target {
     const T *spread, *own;
-    const T* t;         // probabilities of the row
+    const T* t;        // probabilities of the row
     int64_t t_stride;  // from class to class
     TORCHASSAY_INLINE V<T> along(int64_t j) const {
         if (kOwn) return fused(load<T>(own + j), load<T>(t + j), load<T>(spread + j));
@@ -173,7 +173,8 @@ void option_neighbours(const OptionGradJob& job, int64_t begin, int64_t end) {
     constexpr int n = Simd<T>::kLanes;
     const int64_t classes = job.rows.classes, inner = job.rows.inner, stride = job.rows.class_stride;
     const In* const first = RowCursor<In>(job.rows, begin).next();
-    const int64_t dense = begin / inner * inner * classes + begin % inner;  // the first entry in [outer, classes, inner]
+    const int64_t dense =
+        begin / inner * inner * classes + begin % inner;  // the first entry in [outer, classes, inner]
     for (int64_t i = begin; i < end; i += n) {
         if (i + n > end) i = end - n;
         const In* const x = first + (i - begin);

@@ -1,6 +1,7 @@
 // Scores under options that weigh every class, or cap the logits: rows are mapped into scratch, summed there, and swept
 // again for the norm of the gradient, which no expanded form gives where p comes near to the target.
 #include "option_sweeps.h"
+
 #include "rows_along_memory.h"
 #include "rows_in_lanes.h"
 

@@ -126,8 +126,7 @@ void sum_block(const OptionTerms& terms, const Block<T>& block, V<T> m, V<T> u, 
             exp_fast(d, e);
             part_R += (e[0] + e[1]) + (e[2] + e[3]);
             part_T += fused(e[0], d[0], e[1] * d[1]) + fused(e[2], d[2], e[3] * d[3]);
-            for (int i = 0; i < 4; ++i)
-                store<T>(block.v + (s + i) * n, is_top[i] ? splat<V<T>>(kTopMark) : e[i]);
+            for (int i = 0; i < 4; ++i) store<T>(block.v + (s + i) * n, is_top[i] ? splat<V<T>>(kTopMark) : e[i]);
         }
         R.add(part_R);
         T_sum.add(part_T);

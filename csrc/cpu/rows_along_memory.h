@@ -15,6 +15,15 @@ struct Span {
     int64_t start;  // column of x[0] in the row
 };
 
+template <class T>
+TORCHASSAY_INLINE TwoLargest<T> over_lanes(const TwoLargest<V<T>>& a) {
+    const T m = max_lane(a.m);
+    const auto holders = a.m == m;
+    const unsigned mask = lane_mask(holders);
+    const T u = max_lane(holders ? a.u : a.m);
+    return {m, mask & (mask - 1) ? m : u};  // in two lanes: a tie
+}
+
 template <class T, class In>
 TORCHASSAY_INLINE TwoLargest<T> top_of(const Span<In>& span) {
     constexpr int n = Simd<T>::kLanes;
@@ -32,22 +41,10 @@ TORCHASSAY_INLINE TwoLargest<T> top_of(const Span<In>& span) {
         b.add(pair.b);
     }
     a.add(b);
-    const T m = max_lane(a.m);
-    const auto holders = a.m == m;
-    const unsigned mask = lane_mask(holders);
-    const T u = max_lane(holders ? a.u : a.m);
-    return {m, mask & (mask - 1) ? m : u};  // in two lanes: a tie
+    return over_lanes<T>(a);
 }
 
-template <class T>
-TORCHASSAY_INLINE F64 widened(V<T> x) {
-    if constexpr (sizeof(T) == 8)
-        return x;
-    else
-        return widen_low(x) + widen_high(x);
-}
-
-template <class T, class W, class In, class Scale>
+template <class T, class W, class In, class Scale, bool kFromMemory = true>
 TORCHASSAY_INLINE Segment sums_of(const Span<In>& span, const TwoLargest<T>& top, const Scale& scale) {
     constexpr int n = Simd<T>::kLanes;
     const In* const x = span.x;
@@ -57,6 +54,7 @@ TORCHASSAY_INLINE Segment sums_of(const Span<In>& span, const TwoLargest<T>& top
     const int64_t whole = columns / (2 * n) * (2 * n);
     // what comes four rows or segments further in memory arrives while this one is computed
     const auto ahead = [&](int64_t j, int64_t count) {
+        if (!kFromMemory) return;
         for (int64_t line = 0; line < count * int64_t(sizeof(In)); line += 64)
             __builtin_prefetch(reinterpret_cast<const char*>(x + j + 4 * columns) + line);
     };
@@ -116,9 +114,8 @@ TORCHASSAY_INLINE int64_t column_of(const Span<In>& span, T m) {
 template <class T, class In, class Job>
 TORCHASSAY_INLINE Segment sums_of(const Job& job, int64_t row, const Span<In>& span, const TwoLargest<T>& top) {
     const auto scale = scale_of<T>(job, row, 1);
-    Segment state = by_wanted(job, [&](auto wanted) TORCHASSAY_INLINE_LAMBDA {
-        return sums_of<T, decltype(wanted)>(span, top, scale);
-    });
+    Segment state = by_wanted(
+        job, [&](auto wanted) TORCHASSAY_INLINE_LAMBDA { return sums_of<T, decltype(wanted)>(span, top, scale); });
     if (job.wants(kPrediction)) state.k = column_of<T, In>(span, top.m);
     return state;
 }

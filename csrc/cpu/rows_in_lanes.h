@@ -5,8 +5,6 @@
 namespace torchassay {
 namespace {
 
-constexpr int64_t kInLanes = 256;  // rows of at most this many classes stand in lanes: 16 KB of L1
-
 using Quad = float __attribute__((vector_size(16)));
 
 // Four numbers of a row as float.

@@ -33,6 +33,8 @@ using F32 = float __attribute__((vector_size(kBytes)));
 using F64 = double __attribute__((vector_size(kBytes)));
 using I32 = int32_t __attribute__((vector_size(kBytes)));
 using I64 = int64_t __attribute__((vector_size(kBytes)));
+using U32 = uint32_t __attribute__((vector_size(kBytes)));
+using U64 = uint64_t __attribute__((vector_size(kBytes)));
 
 struct Bfloat16 {
     uint16_t bits;
@@ -101,6 +103,7 @@ template <>
 struct Simd<float> {
     using V = F32;
     using I = I32;
+    using U = U32;
     using Int = int32_t;
     static constexpr int kLanes = kBytes / 4, kMantissa = 23, kBias = 127;
     static constexpr int kExpTerms = 7, kLogTerms = 5;
@@ -113,6 +116,7 @@ template <>
 struct Simd<double> {
     using V = F64;
     using I = I64;
+    using U = U64;
     using Int = int64_t;
     static constexpr int kLanes = kBytes / 8, kMantissa = 52, kBias = 1023;
     static constexpr int kExpTerms = 13, kLogTerms = 12;
@@ -211,6 +215,20 @@ TORCHASSAY_INLINE double sum_lanes(F64 x) {
     return a[0];
 }
 #endif
+
+// The sum of the two halves of float lanes, as double.
+template <class T>
+TORCHASSAY_INLINE F64 widened(typename Simd<T>::V x) {
+    if constexpr (sizeof(T) == 8)
+        return x;
+    else
+        return widen_low(x) + widen_high(x);
+}
+
+template <class V>
+TORCHASSAY_INLINE V absolute(V x) {
+    return max_or_second(x, -x);
+}
 
 // One bit a lane, set where the condition holds.
 template <class I>

@@ -1,5 +1,5 @@
-// exp, expm1 and log1p on vectors of float or double, where the kernels need them: e^x and e^x - 1 for x <= 0, log(1 +
-// r) for r >= 0.
+// exp, expm1, log1p and log on vectors of float or double, where the kernels need them: e^x and e^x - 1 for x <= 0,
+// log(1 + r) for r >= 0, log w for w >= 0.
 #pragma once
 #include "vec.h"
 
@@ -61,27 +61,42 @@ TORCHASSAY_INLINE V expm1_nonpositive(V x) {
     return fused(a.scale, a.f * exp_series(a.f), a.scale - 1);
 }
 
+// w = 2^n f with f in [sqrt 1/2, sqrt 2), for finite w >= 0; finite also for 0.
+template <class V>
+struct Split {
+    V f, n;
+};
+template <class V>
+TORCHASSAY_INLINE Split<V> split_exponent(V w) {
+    using S = Simd<Element<V>>;
+    using I = typename S::I;
+    const typename S::Int one_bits = typename S::Int(S::kBias) << S::kMantissa;
+    const I shifted = I(typename S::U(w) + (one_bits - S::kSqrtHalf));  // unsigned: a NaN would overflow
+    const I exponent = (shifted >> S::kMantissa) - S::kBias;
+    const I mantissa = (shifted & ((typename S::Int(1) << S::kMantissa) - 1)) + S::kSqrtHalf;
+    return {V(mantissa), __builtin_convertvector(exponent, V)};
+}
+
+// log(w) + rest, for a small rest that w has no room for. Finite for w = 0, so w log w is 0 there.
+template <class V>
+TORCHASSAY_INLINE V log_nonnegative(V w, V rest = V{}) {
+    using T = Element<V>;
+    using S = Simd<T>;
+    const Split<V> split = split_exponent(w);
+    const V s = (split.f - 1) / (split.f + 1), s2 = s * s;
+    V series = splat<V>(T(1) / T(2 * S::kLogTerms + 1));
+    for (int i = S::kLogTerms - 1; i >= 0; --i) series = fused(series, s2, splat<V>(T(1) / T(2 * i + 1)));
+    const V low = fused(split.n, splat<V>(S::kLn2Low), rest);
+    return fused(split.n, splat<V>(S::kLn2High), fused(s + s, series, low));
+}
+
 // log(1 + r); c is 1 / (1 + r), which the caller has.
 template <class V>
 TORCHASSAY_INLINE V log1p_nonnegative(V r, V c) {
-    using T = Element<V>;
-    using S = Simd<T>;
-    using I = typename S::I;
     const V w = r + 1;
     const V back = w - 1;
     const V lost = ((splat<V>(1) - (w - back)) + (r - back)) * c;  // what rounding 1 + r lost, as part of the logarithm
-    // w = 2^n f with f in [sqrt 1/2, sqrt 2)
-    const typename S::Int one_bits = typename S::Int(S::kBias) << S::kMantissa;
-    const I shifted = I(w) + (one_bits - S::kSqrtHalf);
-    const I exponent = (shifted >> S::kMantissa) - S::kBias;
-    const I mantissa = (shifted & ((typename S::Int(1) << S::kMantissa) - 1)) + S::kSqrtHalf;
-    const V f = V(mantissa), n = __builtin_convertvector(exponent, V);
-    const V s = (f - 1) / (f + 1), s2 = s * s;
-    V series = splat<V>(T(1) / T(2 * S::kLogTerms + 1));
-    for (int i = S::kLogTerms - 1; i >= 0; --i) series = fused(series, s2, splat<V>(T(1) / T(2 * i + 1)));
-    const V low = fused(n, splat<V>(S::kLn2Low), lost);
-    const V value = fused(n, splat<V>(S::kLn2High), fused(s + s, series, low));
-    return select(r - r == 0, value, r);  // NaN passes; the integer arithmetic above does not see it
+    return select(r - r == 0, log_nonnegative(w, lost), r);        // NaN passes; the split does not see it
 }
 
 // The exp of the inner loops, of K clamped vectors: one step of reduction, error 1e-7, e^0 exactly 1. Step by step over
@@ -124,8 +139,10 @@ TORCHASSAY_INLINE V lost_in_product(V a, V b, V product) {
 #endif
 }
 
-// One double, for the few merges of long rows.
+// One double, for the merges and the finish of long rows.
 TORCHASSAY_INLINE double exp_nonpositive(double x) { return std::exp(x); }
+TORCHASSAY_INLINE double lost_in_product(double a, double b, double product) { return std::fma(a, b, -product); }
+TORCHASSAY_INLINE double log1p_nonnegative(double r, double) { return std::log1p(r); }
 TORCHASSAY_INLINE double select(bool condition, double yes, double no) { return condition ? yes : no; }
 
 }  // namespace

@@ -15,6 +15,12 @@ inline void check(cudaError_t error, const char* doing) {
         throw std::runtime_error(std::string("torchassay: ") + doing + ": " + cudaGetErrorString(error));
 }
 
+inline int multiprocessors(int device) {
+    int count = 0;
+    check(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device), "counting multiprocessors");
+    return count;
+}
+
 // The caller has made the device the current one. Here it is only made known to this module's own CUDA runtime, which
 // is linked statically: that one's idea of the current device would be its own, and going back to it a mistake.
 class Launch {

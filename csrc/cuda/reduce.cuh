@@ -18,6 +18,9 @@ struct Larger {
 struct Smaller {
     TORCHASSAY_DEVICE int operator()(int a, int b) const { return a < b ? a : b; }
 };
+struct Plus {
+    TORCHASSAY_DEVICE float operator()(float a, float b) const { return a + b; }
+};
 
 // Over `lanes` neighbouring lanes of a warp, the same number for all of a launch: what it skips costs a branch a level.
 template <class T, class Operation>
@@ -28,10 +31,10 @@ TORCHASSAY_DEVICE T reduce_in_warp(T value, int lanes, Operation operation) {
     return value;
 }
 
-// Over a warp (kLanes = 32) or the block (kLanes = kThreads).
+// Over kLanes of a warp or the block (kLanes = kThreads).
 template <int kLanes, class T, class Operation>
 TORCHASSAY_DEVICE T reduce(T value, Operation operation) {
-    value = reduce_in_warp(value, 32, operation);
+    value = reduce_in_warp(value, kLanes < 32 ? kLanes : 32, operation);
     if constexpr (kLanes > 32) {
         constexpr int warps = kLanes / 32;
         __shared__ simt::Shared<T, warps> parts;
@@ -51,13 +54,13 @@ struct Sums {
 };
 
 // Adds a vector of columns, relative to `reference`, which none of them exceeds.
-template <class In, bool kMend>
-TORCHASSAY_DEVICE void add_columns(Sums& s, const Words& x, float reference) {
+template <class In, bool kMend, class S>
+TORCHASSAY_DEVICE void add_columns(Sums& s, const Words& x, float reference, const S& scale) {
     float R = 0.0f;  // a vector by itself: many small numbers added to a large one would all be rounded alike
 #pragma unroll
     for (int i = 0; i < kVector<In>; ++i) {
         float d = element<In>(x, i) - reference;
-        const float e = exp_of<kMend>(d);
+        const float e = exp_of<kMend>(d, scale);
         R += e;
         s.T = fused(-d, e, s.T);
         s.Q = fused(e, e, s.Q);
@@ -77,7 +80,7 @@ TORCHASSAY_DEVICE Sums sum_in_warp(Sums s, int lanes) {
 
 template <int kLanes>
 TORCHASSAY_DEVICE Sums sum(Sums s) {
-    s = sum_in_warp(s, 32);
+    s = sum_in_warp(s, kLanes < 32 ? kLanes : 32);
     if constexpr (kLanes > 32) {
         constexpr int warps = kLanes / 32;
         __shared__ simt::Shared<float, 3 * warps> parts;

@@ -14,9 +14,11 @@ namespace torchassay {
 constexpr int kVectorsOfThread = 4;  // what a row's terms cost is shared by these, if they lie in one row
 
 struct GradTask {
+    static constexpr int kBlocks = 4;  // that a multiprocessor is to hold
+
     RowsOnDevice rows;
     Targets targets;
-    const float* stats;  // [6, count]
+    const float* stats;  // [6, count], [7, count] under options
     Upstream grad_loss, grad_entropy;
     void* out;            // [count, classes] dense
     uint64_t reciprocal;  // (2^64 - 1) / classes
@@ -74,8 +76,8 @@ TORCHASSAY_DEVICE RowTerms terms_of(const GradTask& task, int64_t row) {
 
 // The gradients of elements [begin, end) of a vector whose element 0 is column `column` of the row.
 template <class In>
-TORCHASSAY_DEVICE void fill(float (&g)[kVector<In>], const RowTerms& t, const Words& x, int column, int begin,
-                            int end) {
+TORCHASSAY_DEVICE void fill(float (&g)[kVector<In>], const GradTask&, const RowTerms& t, const Words& x, int column,
+                            int begin, int end) {
     constexpr bool mend = Packed<In>::kMend;
     const Words kept{{x.word[0] & t.keep, x.word[1] & t.keep, x.word[2] & t.keep, x.word[3] & t.keep}};
 #pragma unroll
@@ -128,8 +130,8 @@ TORCHASSAY_DEVICE Words logits_of(const GradTask& task, int64_t first, int64_t t
     return x;
 }
 
-template <class In>
-__global__ void __launch_bounds__(kThreads, 4) grad_vectors(GradTask task) {
+template <class In, class Task>
+__global__ void __launch_bounds__(kThreads, Task::kBlocks) grad_vectors(Task task) {
     constexpr int width = kVector<In>;
     const int classes = task.rows.classes;
     const int64_t total = task.rows.count * classes;
@@ -137,7 +139,7 @@ __global__ void __launch_bounds__(kThreads, 4) grad_vectors(GradTask task) {
     int64_t first = (warp * kVectorsOfThread * 32 + simt::thread_index() % 32) * width;
     if (first >= total) return;
     Spot at = spot_of(task, first);
-    RowTerms terms = terms_of(task, at.row);
+    auto terms = terms_of(task, at.row);
     int64_t row_of_terms = at.row;
     Words x = logits_of<In>(task, first, total, at);
     for (int v = 0; v < kVectorsOfThread && first < total; ++v) {
@@ -151,12 +153,12 @@ __global__ void __launch_bounds__(kThreads, 4) grad_vectors(GradTask task) {
         if (at.row != row_of_terms) terms = terms_of(task, at.row), row_of_terms = at.row;
         float g[width] = {};
         if (at.column + width <= classes) {
-            fill<In>(g, terms, x, at.column, 0, width);
+            fill<In>(g, task, terms, x, at.column, 0, width);
         } else {  // rows end within the vector
             for (int begin = 0; begin < width && at.row < task.rows.count; at = {at.row + 1, 0}) {
                 if (at.row != row_of_terms) terms = terms_of(task, at.row), row_of_terms = at.row;
                 const int left = classes - at.column, end = left < width - begin ? begin + left : width;
-                fill<In>(g, terms, x, at.column - begin, begin, end);
+                fill<In>(g, task, terms, x, at.column - begin, begin, end);
                 begin = end;
             }
         }
@@ -178,17 +180,25 @@ __global__ void __launch_bounds__(kThreads, 4) grad_vectors(GradTask task) {
     }
 }
 
+inline GradTask grad_task_of(const Rows& rows, const Targets& targets, const void* stats, const Upstream& grad_loss,
+                             const Upstream& grad_entropy, void* out) {
+    const RowsOnDevice place = on_device(rows);
+    const bool in_line = rows.count() == 1 || (place.folded && place.inner_stride == rows.classes);
+    return {place,        targets, static_cast<const float*>(stats),      grad_loss,
+            grad_entropy, out,     ~uint64_t(0) / uint64_t(rows.classes), in_line && uintptr_t(rows.data) % 16 == 0};
+}
+
+template <class In, class Task, class Launch>
+void launch_grads(const Rows& rows, const Task& task, const Launch& launch) {
+    const int64_t vectors = (rows.count() * rows.classes + kVector<In> - 1) / kVector<In>;
+    constexpr int64_t per_block = kThreads * kVectorsOfThread;
+    launch(grad_vectors<In, Task>, (vectors + per_block - 1) / per_block, kThreads, task);
+}
+
 template <class In, class Launch>
 void grad_rows(const Rows& rows, const Targets& targets, const void* stats, const Upstream& grad_loss,
                const Upstream& grad_entropy, void* out, const Launch& launch) {
-    const RowsOnDevice place = on_device(rows);
-    const bool in_line = rows.count() == 1 || (place.folded && place.inner_stride == rows.classes);
-    const GradTask task{
-        place,        targets, static_cast<const float*>(stats),      grad_loss,
-        grad_entropy, out,     ~uint64_t(0) / uint64_t(rows.classes), in_line && uintptr_t(rows.data) % 16 == 0};
-    const int64_t vectors = (rows.count() * rows.classes + kVector<In> - 1) / kVector<In>;
-    constexpr int64_t per_block = kThreads * kVectorsOfThread;
-    launch(grad_vectors<In>, (vectors + per_block - 1) / per_block, kThreads, task);
+    launch_grads<In>(rows, grad_task_of(rows, targets, stats, grad_loss, grad_entropy, out), launch);
 }
 
 }  // namespace torchassay

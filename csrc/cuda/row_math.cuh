@@ -23,7 +23,7 @@ using simt::smaller_or_nan;
 using simt::square_root;
 
 #define TORCHASSAY_INFINITY simt::as_float(0x7f800000u)
-constexpr float kLog2E = 1.44269504f, kLn2 = 0.693147181f;
+constexpr float kLog2E = 1.44269504f, kLog2ELow = 1.92596299e-8f, kLn2 = 0.693147181f;
 constexpr float kLn2High = 0.693359375f, kLn2Low = -2.12194440e-4f;  // the sum is ln 2, the high part exact times n
 
 TORCHASSAY_DEVICE float select(bool condition, float yes, float no) { return condition ? yes : no; }
@@ -35,6 +35,26 @@ TORCHASSAY_DEVICE float exp_of(float& d) {
     d = larger_or_nan(d, -104.0f);
     const float h = d * kLog2E, e = simt::exp2_fast(h);
     return kMend ? fused(e, fused(h, -kLn2, d), e) : e;
+}
+
+// What log2 e is multiplied by in an exponent under a temperature, and where its clamp lies.
+struct Scale {
+    float log2e, low;  // log2 e / temperature in two parts
+    float lowest;      // -104 temperature
+};
+struct Unscaled {};
+
+template <bool kMend>
+TORCHASSAY_DEVICE float exp_of(float& d, Unscaled) {
+    return exp_of<kMend>(d);
+}
+
+// e^(d / temperature) and d, at least -104 temperatures.
+template <bool kMend>
+TORCHASSAY_DEVICE float exp_of(float& d, const Scale& scale) {
+    d = larger_or_nan(d, scale.lowest);
+    const float h = d * scale.log2e, e = simt::exp2_fast(h);
+    return kMend ? fused(e, fused(d, scale.low, fused(d, scale.log2e, -h)) * kLn2, e) : e;
 }
 
 // a b - product, where product is a b rounded.

@@ -4,15 +4,6 @@
 
 namespace torchassay {
 namespace cuda {
-namespace {
-
-int multiprocessors(int device) {
-    int count = 0;
-    check(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device), "counting multiprocessors");
-    return count;
-}
-
-}  // namespace
 
 int64_t row_scores_workspace(const Rows& rows, int device) {
     if (!cut_into_spans(rows, multiprocessors(device))) return 0;

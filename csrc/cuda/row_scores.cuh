@@ -28,38 +28,35 @@ Unit unit_of(const Rows& rows) {
     return bytes % 16 == 0 ? kUnit16 : bytes % 8 == 0 ? kUnit8 : kAnywhere;
 }
 
-template <class In, Unit kUnit, class Launch>
-void score_short_rows(const Rows& rows, const ScoreTask& task, int multiprocessors, const Launch& launch) {
+template <class In, Unit kUnit, class Task, class Launch>
+void score_short_rows(const Rows& rows, const Task& task, int multiprocessors, const Launch& launch) {
     int log_lanes = 0;
     while (kColumnsOfLane << log_lanes < rows.classes) ++log_lanes;
     const int64_t groups = 32 >> log_lanes, warps = kThreads / 32, count = rows.count();
     int64_t steps = count / (groups * multiprocessors * 32);  // 32 warps each, then several rows a warp
     steps = steps < 1 ? 1 : steps > 32 / groups ? 32 / groups : steps;
     const int64_t tile = warps * groups * steps;
-    launch(short_rows<In, kUnit>, (count + tile - 1) / tile, kThreads, task, log_lanes, int(steps));
+    launch(short_rows<In, kUnit, Task>, (count + tile - 1) / tile, kThreads, task, log_lanes, int(steps));
 }
 
-template <class In, Unit kUnit, class Launch>
-void score_long_rows(const Rows& rows, const ScoreTask& task, void* states, int multiprocessors, const Launch& launch) {
+template <class In, Unit kUnit, class Task, class Launch>
+void score_long_rows(const Rows& rows, const Task& task, void* states, int multiprocessors, const Launch& launch) {
     const int64_t count = rows.count();
     if (rows.classes <= kWarpRow) {
         constexpr int64_t warps = kThreads / 32;
-        launch(long_rows<In, kUnit, 32>, (count + warps - 1) / warps, kThreads, task);
+        launch(long_rows<In, kUnit, 32, Task>, (count + warps - 1) / warps, kThreads, task);
     } else if (cut_into_spans(rows, multiprocessors)) {
         const int spans = int(spans_of<In>(rows));
         auto* lanes = static_cast<Words*>(states);
-        launch(row_spans<In, kUnit>, count * spans, kThreads, task, lanes, spans);
-        launch(finish_rows<In, kUnit>, count, kThreads, task, lanes, spans);
+        launch(row_spans<In, kUnit, Task>, count * spans, kThreads, task, lanes, spans);
+        launch(finish_rows<In, kUnit, Task>, count, kThreads, task, lanes, spans);
     } else {
-        launch(long_rows<In, kUnit, kThreads>, count, kThreads, task);
+        launch(long_rows<In, kUnit, kThreads, Task>, count, kThreads, task);
     }
 }
 
-template <class In, class Launch>
-void score_rows(const Rows& rows, const Targets& targets, void* const out[kSlots], void* states, int multiprocessors,
-                const Launch& launch) {
-    ScoreTask task{on_device(rows), targets, {}};
-    for (int i = 0; i < kSlots; ++i) task.out[i] = out[i];
+template <class In, class Task, class Launch>
+void launch_scores(const Rows& rows, const Task& task, void* states, int multiprocessors, const Launch& launch) {
     const Unit unit = unit_of<In>(rows);
     if (rows.classes > kShort) {
         if (unit == kUnit16)
@@ -73,6 +70,18 @@ void score_rows(const Rows& rows, const Targets& targets, void* const out[kSlots
     } else {
         score_short_rows<In, kAnywhere>(rows, task, multiprocessors, launch);
     }
+}
+
+inline ScoreTask score_task_of(const Rows& rows, const Targets& targets, void* const out[kSlots]) {
+    ScoreTask task{on_device(rows), targets, {}};
+    for (int i = 0; i < kSlots; ++i) task.out[i] = out[i];
+    return task;
+}
+
+template <class In, class Launch>
+void score_rows(const Rows& rows, const Targets& targets, void* const out[kSlots], void* states, int multiprocessors,
+                const Launch& launch) {
+    launch_scores<In>(rows, score_task_of(rows, targets, out), states, multiprocessors, launch);
 }
 
 }  // namespace torchassay

@@ -21,8 +21,8 @@ struct LaneState {
 };
 
 // The sums of a lane's columns in one span, from zero.
-template <class In>
-TORCHASSAY_DEVICE LaneState sum_span(const Words (&x)[kSpanVectors]) {
+template <class In, class S>
+TORCHASSAY_DEVICE LaneState sum_span(const Words (&x)[kSpanVectors], const S& scale) {
     using P = Packed<In>;
     uint32_t top = x[0].word[0];
 #pragma unroll
@@ -30,28 +30,30 @@ TORCHASSAY_DEVICE LaneState sum_span(const Words (&x)[kSpanVectors]) {
     const float M = larger(largest_part<In>(top), kLowest);
     Sums s{0.0f, 0.0f, 0.0f};
 #pragma unroll
-    for (int v = 0; v < kSpanVectors; ++v) add_columns<In, P::kMend>(s, x[v], M);
+    for (int v = 0; v < kSpanVectors; ++v) add_columns<In, P::kMend>(s, x[v], M, scale);
     return {M, s.R, s.T, s.Q};
 }
 
 // Adds `low` to `high`, whose M is at least as large.
-TORCHASSAY_DEVICE void add_lower(LaneState& high, const LaneState& low) {
+template <class S>
+TORCHASSAY_DEVICE void add_lower(LaneState& high, const LaneState& low, const S& scale) {
     float d = low.M - high.M;
-    const float c = exp_of<true>(d);
+    const float c = exp_of<true>(d, scale);
     high.R = fused(c, low.R, high.R);
     high.T = fused(c, fused(-d, low.R, low.T), high.T);
     high.Q = fused(c * c, low.Q, high.Q);
 }
 
 // Merges the next span into a lane's state; `at` is the span that its maximum was first met in.
-TORCHASSAY_DEVICE void append(LaneState& all, int& at, const LaneState& next, int span) {
+template <class S>
+TORCHASSAY_DEVICE void append(LaneState& all, int& at, const LaneState& next, int span, const S& scale) {
     const bool higher = next.M > all.M;
     if (higher || (all.empty() && !next.empty())) at = span;
     LaneState high{select(higher, next.M, all.M), select(higher, next.R, all.R), select(higher, next.T, all.T),
                    select(higher, next.Q, all.Q)};
     const LaneState low{select(higher, all.M, next.M), select(higher, all.R, next.R), select(higher, all.T, next.T),
                         select(higher, all.Q, next.Q)};
-    add_lower(high, low);
+    add_lower(high, low, scale);
     all = high;
 }
 
@@ -86,13 +88,14 @@ struct Walk {
                 x[v].fetch_nothing();
         }
     }
-    TORCHASSAY_DEVICE LaneState sum(const Span& x, int span, int lane) const {
+    template <class S>
+    TORCHASSAY_DEVICE LaneState sum(const Span& x, int span, int lane, const S& scale) const {
         const bool whole = (span + 1) * kSpan <= classes;
         Words settled[kSpanVectors];
 #pragma unroll
         for (int v = 0; v < kSpanVectors; ++v)
             settled[v] = x[v].settle(shift, whole ? kVector<In> : left(span, v, lane));
-        return sum_span<In>(settled);
+        return sum_span<In>(settled, scale);
     }
     // A vector once more, and perhaps soon again.
     TORCHASSAY_DEVICE Words read(int vector, int lane) const {
@@ -145,9 +148,9 @@ TORCHASSAY_DEVICE int first_nan(const Walk<In, kUnit, kLanes>& walk, int lane) {
 }
 
 // From the lanes' states to the row's signals.
-template <class In, Unit kUnit, int kLanes>
-TORCHASSAY_DEVICE void settle_row(const ScoreTask& task, int64_t row, const Walk<In, kUnit, kLanes>& walk, int lane,
-                                  const LaneState& own, int at, const Target& target) {
+template <class In, Unit kUnit, int kLanes, class Task, class S>
+TORCHASSAY_DEVICE void settle_row(const Task& task, int64_t row, const Walk<In, kUnit, kLanes>& walk, int lane,
+                                  const LaneState& own, int at, const Target& target, const S& scale) {
     const uint64_t key = reduce<kLanes>(key_of(own, at, lane, kLanes), Larger{});
     const uint32_t place = 0xffffffffu - uint32_t(key);
     const int owner = key == 0 ? 0 : int(place % kLanes), owner_at = key == 0 ? 0 : int(place / kLanes);
@@ -180,12 +183,12 @@ TORCHASSAY_DEVICE void settle_row(const ScoreTask& task, int64_t row, const Walk
     LaneState s{u, 0.0f, 0.0f, 0.0f};
     for (int base = 0; base < vectors; base += kLanes) {
         Sums part{0.0f, 0.0f, 0.0f};
-        add_columns<In, true>(part, without_top(base + lane), u);
+        add_columns<In, true>(part, without_top(base + lane), u, scale);
         s.R += part.R;
         s.T += part.T;
         s.Q += part.Q;
     }
-    if (shares) add_lower(s, own);
+    if (shares) add_lower(s, own, scale);
     const Sums sums = sum<kLanes>({s.R, s.T, s.Q});
 
     int prediction = 0;
@@ -206,14 +209,15 @@ TORCHASSAY_DEVICE void settle_row(const ScoreTask& task, int64_t row, const Walk
         write_row(task, row, {m, u, sums.R, sums.T, sums.Q}, target, prediction);
 }
 
-template <class In, Unit kUnit, int kLanes>
-__global__ void __launch_bounds__(kThreads, 4) long_rows(ScoreTask task) {
+template <class In, Unit kUnit, int kLanes, class Task>
+__global__ void __launch_bounds__(kThreads, 4) long_rows(Task task) {
     const int lane = simt::thread_index() % kLanes;
     const int64_t row = simt::block_index() * (kThreads / kLanes) + simt::thread_index() / kLanes;
     if (row >= task.rows.count) return;  // a whole warp, whose lanes meet no others; with a row a block, none
     const Walk<In, kUnit, kLanes> walk{row_start<In>(task.rows, row), task.rows.classes};
     Target target{};
     if (lane == 0) target = look_up(task, walk.row, row);
+    const auto scale = scale_of(task, row);
     LaneState all{kLowest, 0.0f, 0.0f, 0.0f};
     int at = 0;
     const int spans = walk.spans();
@@ -223,47 +227,49 @@ __global__ void __launch_bounds__(kThreads, 4) long_rows(ScoreTask task) {
         walk.fetch(even, 0, lane);
         for (int span = 0; span < spans; span += 2) {
             if (span + 1 < spans) walk.fetch(odd, span + 1, lane);
-            append(all, at, walk.sum(even, span, lane), span);
+            append(all, at, walk.sum(even, span, lane, scale), span, scale);
             if (span + 1 == spans) break;
             if (span + 2 < spans) walk.fetch(even, span + 2, lane);
-            append(all, at, walk.sum(odd, span + 1, lane), span + 1);
+            append(all, at, walk.sum(odd, span + 1, lane, scale), span + 1, scale);
         }
     } else {  // half as many registers again for a span on its way: other warps fill the wait
         for (int span = 0; span < spans; ++span) {
             walk.fetch(even, span, lane);
-            append(all, at, walk.sum(even, span, lane), span);
+            append(all, at, walk.sum(even, span, lane, scale), span, scale);
         }
     }
-    settle_row(task, row, walk, lane, all, at, target);
+    settle_row(task, row, walk, lane, all, at, target, scale);
 }
 
 // A few long rows: a block for each span of each row, whose lanes' states [count, spans, kThreads] finish_rows merges.
-template <class In, Unit kUnit>
-__global__ void __launch_bounds__(kThreads) row_spans(ScoreTask task, Words* states, int spans) {
+template <class In, Unit kUnit, class Task>
+__global__ void __launch_bounds__(kThreads) row_spans(Task task, Words* states, int spans) {
     const int64_t row = simt::block_index() / spans;
     const int span = int(simt::block_index() - row * spans), lane = simt::thread_index();
     const Walk<In, kUnit, kThreads> walk{row_start<In>(task.rows, row), task.rows.classes};
     typename Walk<In, kUnit, kThreads>::Span x;
     walk.fetch(x, span, lane);
-    const LaneState s = walk.sum(x, span, lane);
+    const LaneState s = walk.sum(x, span, lane, scale_of(task, row));
     simt::store_16(states + simt::block_index() * kThreads + lane,
                    {{as_bits(s.M), as_bits(s.R), as_bits(s.T), as_bits(s.Q)}});
 }
 
-template <class In, Unit kUnit>
-__global__ void __launch_bounds__(kThreads) finish_rows(ScoreTask task, const Words* states, int spans) {
+template <class In, Unit kUnit, class Task>
+__global__ void __launch_bounds__(kThreads) finish_rows(Task task, const Words* states, int spans) {
     const int64_t row = simt::block_index();
     const int lane = simt::thread_index();
     const Walk<In, kUnit, kThreads> walk{row_start<In>(task.rows, row), task.rows.classes};
     Target target{};
     if (lane == 0) target = look_up(task, walk.row, row);
+    const auto scale = scale_of(task, row);
     LaneState all{kLowest, 0.0f, 0.0f, 0.0f};
     int at = 0;
     for (int span = 0; span < spans; ++span) {
         const Words s = simt::load_16_written(states + (row * spans + span) * kThreads + lane);
-        append(all, at, {as_float(s.word[0]), as_float(s.word[1]), as_float(s.word[2]), as_float(s.word[3])}, span);
+        append(all, at, {as_float(s.word[0]), as_float(s.word[1]), as_float(s.word[2]), as_float(s.word[3])}, span,
+               scale);
     }
-    settle_row(task, row, walk, lane, all, at, target);
+    settle_row(task, row, walk, lane, all, at, target, scale);
 }
 
 }  // namespace torchassay

@@ -21,9 +21,8 @@ TORCHASSAY_DEVICE Tops join(const Tops& a, const Tops& b) {
     return {larger(a.m, b.m), larger(smaller(a.m, b.m), larger(a.u, b.u))};
 }
 
-template <class In, Unit kUnit>
-__global__ void __launch_bounds__(kThreads, sizeof(In) == 4 ? 2 : 3)
-    short_rows(ScoreTask task, int log_lanes, int steps) {
+template <class In, Unit kUnit, class Task>
+__global__ void __launch_bounds__(kThreads, sizeof(In) == 4 ? 2 : 3) short_rows(Task task, int log_lanes, int steps) {
     constexpr int kVectors = kColumnsOfLane / kVector<In>;
     using P = Packed<In>;
     const int lane = simt::thread_index() % 32, warp = simt::thread_index() / 32;
@@ -41,8 +40,9 @@ __global__ void __launch_bounds__(kThreads, sizeof(In) == 4 ? 2 : 3)
     if (finishes) target = look_up(task, row_start<In>(task.rows, own), own);
     for (int step = 0; step < steps; ++step) {
         const int slot = step * groups + group;
-        const int64_t row = first + slot;
-        const In* start = row_start<In>(task.rows, row < last ? row : last);  // beyond the last row: that one again
+        const int64_t row = first + slot < last ? first + slot : last;  // beyond the last row: that one again
+        const In* start = row_start<In>(task.rows, row);
+        const auto scale = scale_of(task, row);
         const In* p = simt::computed(start + member * kVector<In>);
         const int shift = shift_of(start), left = classes - member * kVector<In>, pitch = kVector<In> << log_lanes;
         Vector<In, kUnit> fetched[kVectors];
@@ -79,7 +79,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(In) == 4 ? 2 : 3)
             Words below;
 #pragma unroll
             for (int q = 0; q < 4; ++q) below.word[q] = P::smaller_or_nan(x[v].word[q], ceiling);
-            add_columns<In, P::kMend>(sums, below, reference);
+            add_columns<In, P::kMend>(sums, below, reference, scale);
         }
         sums = sum_in_warp(sums, lanes);
         if (task.out[kPrediction]) {

@@ -2,9 +2,12 @@
 
 from torchassay import reference
 from torchassay.backends import BackendFallback, backends
+from torchassay.ensemble import ensemble_score
 from torchassay.functional import cross_entropy, entropy, explain, log_prob, log_prob_entropy, score
+from torchassay.heads import score_binary, score_regression
 from torchassay.history import History
 from torchassay.modules import CrossEntropyLoss, Scorer
+from torchassay.noise import FeatureNoise
 from torchassay.scores import SIGNALS, Scores
 
 __version__ = "0.1.0"
@@ -13,15 +16,19 @@ __all__ = [
     "SIGNALS",
     "BackendFallback",
     "CrossEntropyLoss",
+    "FeatureNoise",
     "History",
     "Scorer",
     "Scores",
     "backends",
     "cross_entropy",
+    "ensemble_score",
     "entropy",
     "explain",
     "log_prob",
     "log_prob_entropy",
     "reference",
     "score",
+    "score_binary",
+    "score_regression",
 ]

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from torchassay import ops, reference
 from torchassay.options import Options
-from torchassay.scores import BIT, SIGNALS, STATS
+from torchassay.scores import BIT, ROW_SIGNALS, STATS
 
 
 class RowScores(torch.autograd.Function):
@@ -16,7 +16,7 @@ class RowScores(torch.autograd.Function):
     @staticmethod
     def forward(ctx, input, target, dim, ignore_index, signals, differentiable, function, backend):
         *outputs, stats = ops.row_scores(input, target, dim, ignore_index, signals | STATS, function, backend)
-        names = [name for name in SIGNALS if signals & BIT[name]]
+        names = [name for name in ROW_SIGNALS if signals & BIT[name]]
         fixed = [output for name, output in zip(names, outputs, strict=True) if not differentiable & BIT[name]]
         ctx.mark_non_differentiable(*fixed)
         ctx.set_materialize_grads(False)
@@ -72,7 +72,7 @@ class OptionScores(torch.autograd.Function):
         *outputs, stats = ops.option_scores(
             input, target, *options, dim, ignore_index, signals | STATS, function, backend
         )
-        names = [name for name in SIGNALS if signals & BIT[name]]
+        names = [name for name in ROW_SIGNALS if signals & BIT[name]]
         fixed = [output for name, output in zip(names, outputs, strict=True) if not differentiable & BIT[name]]
         ctx.mark_non_differentiable(*fixed)
         ctx.set_materialize_grads(False)

@@ -9,9 +9,10 @@ from torch import Tensor
 
 from torchassay import autograd, checks, ops, reference
 from torchassay.backends import describe, for_op
+from torchassay.draws import noise_scores
 from torchassay.history import History
-from torchassay.options import Options, given
-from torchassay.scores import BIT, Scores
+from torchassay.options import Options, given, noise_given
+from torchassay.scores import BIT, ROW_BITS, SIGNALS, STATS, Scores
 
 
 def score(
@@ -25,6 +26,10 @@ def score(
     label_smoothing: float = 0.0,
     temperature: float | Tensor = 1.0,
     softcap: float | None = None,
+    noise_std: float | Tensor = 0.0,
+    noise_draws: int = 1,
+    seed: int | Tensor = 0,
+    row_id: Tensor | None = None,
     history: History | None = None,
     backend: str | None = None,
 ) -> Scores:
@@ -42,7 +47,16 @@ def score(
         ignore_index: rows with this target get exactly 0 in every signal that needs the target.
         label_smoothing: in [0, 1], as in `F.cross_entropy`.
         temperature: > 0, one number or a constant tensor of one a row: every signal is of softmax(input / temperature).
-        softcap: > 0: the logits are softcap tanh(input / softcap) (Gemma 2, 2024), before the temperature.
+        softcap: > 0: the logits are softcap tanh(input / softcap) (Gemma 2, 2024), before the temperature; a class at
+            -inf stays there.
+        noise_std: >= 0, one number or a tensor of one a row: the signals noisy_entropy, predictive_entropy and
+            mutual_information are those of ``noise_draws`` copies of the logits with normal noise of this deviation
+            (after the softcap, before the temperature). The noise is a function of ``seed``, the row's id, the draw and
+            the class alone: the same on every backend, however the batch is split.
+        noise_draws: how many copies, >= 1.
+        seed: a 64-bit int, or a 0-d int64 tensor on the input's device, which a CUDA graph reads anew in every replay.
+        row_id: int64, the input's shape without ``dim``: what the noise of a row belongs to; the low 56 bits count.
+            Default: 0, 1, 2, ...
         history: a `History`, which is given the values of its signal, ignored rows left out; the scores then also hold
             ``select_prob``, float32, the probability with which Selective-Backprop picks each row.
         backend: "native", "triton" or "reference" instead of the usual one (see `explain`).
@@ -61,7 +75,9 @@ def score(
     Signals: loss = -log p_y; entropy = -sum p log p; grad_norm = the norm of the loss's gradient by the input, whatever
     the options; without any it is ||softmax - onehot||_2, also known as EL2N (Paul et al. 2021, section 2.2) and as the
     upper bound of Katharopoulos and Fleuret (2018, eq. 20) for the last layer; margin = p_1st - p_2nd; target_margin =
-    p_y - the largest other p; lse, confidence = max p, least_confidence = 1 - max p, prediction = argmax.
+    p_y - the largest other p; lse, confidence = max p, least_confidence = 1 - max p, prediction = argmax. Of the noisy
+    copies: noisy_entropy = the mean of their entropies; predictive_entropy = the entropy of their mean softmax;
+    mutual_information = what it exceeds that mean by (BALD, Houlsby et al. 2011).
 
     Example:
         >>> import torch, torchassay as ta
@@ -71,9 +87,15 @@ def score(
     """
     extra = "" if history is None else checks.signal_of(history, "score")
     options = given(weight, label_smoothing, temperature, softcap)
-    call = checks.score("score", input, target, signals, dim, options, ignore_index, extra)
+    noise = noise_given(noise_std, noise_draws, seed, row_id)
+    call = checks.score("score", input, target, signals, dim, options, ignore_index, extra, SIGNALS, noise)
     input = input.detach() if input.requires_grad else input
-    outputs = _outputs("score", input, target, call, options, ignore_index, backend, 0)
+    if noise is None:
+        outputs = _outputs("score", input, target, call, options, ignore_index, backend, 0)
+    else:
+        of_rows = call._replace(signals=call.signals & ROW_BITS | STATS)
+        *outputs, stats = _outputs("score", input, target, of_rows, options, ignore_index, backend, 0)
+        outputs += noise_scores("score", input, stats[0], noise, options, call.dim, call.signals & ~ROW_BITS, backend)
     scores = call.scores(outputs)
     return scores if history is None else call.with_probability(scores, outputs, history, target, ignore_index)
 
@@ -232,13 +254,18 @@ def explain(
     label_smoothing: float = 0.0,
     temperature: float | Tensor = 1.0,
     softcap: float | None = None,
+    noise_std: float | Tensor = 0.0,
+    noise_draws: int = 1,
+    seed: int | Tensor = 0,
+    row_id: Tensor | None = None,
     history: History | None = None,
     backend: str | None = None,
 ) -> str:
     """Say which backend `score` would take for these arguments, and why not each other one."""
     extra = "" if history is None else checks.signal_of(history, "explain")
     options = given(weight, label_smoothing, temperature, softcap)
-    call = checks.score("explain", input, target, signals, dim, options, ignore_index, extra)
+    noise = noise_given(noise_std, noise_draws, seed, row_id)
+    call = checks.score("explain", input, target, signals, dim, options, ignore_index, extra, SIGNALS, noise)
     return describe(input.device.type, input.dtype, input.shape[call.dim], backend or "")
 
 

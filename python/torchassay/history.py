@@ -13,6 +13,7 @@ from torchassay.philox import uniforms
 from torchassay.scores import SIGNALS
 
 LARGEST = 1 << 20  # capacity
+LARGEST_OF_GROUP = 1 << 16  # of which every rank sends a whole one in every step
 BINS = 1 << 15  # float32 patterns of numbers >= 0 by their top 15 bits below the sign
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -35,6 +36,10 @@ class History:
         bins: True keeps a histogram instead of the values: 2^15 bins of at most 2^-7 of the value in width, for values
             >= 0 (a negative one counts as 0), whose counts are scaled by 1 - n / capacity before n values are added.
             Then memory does not grow with ``capacity``, which may be any number, and the oldest values fade out.
+        group: a `torch.distributed.ProcessGroup`: the window is the same on all its ranks, which call alike and in
+            step. It takes the values of all ranks, the latest of each side by side. Every rank sends as many numbers as
+            the window holds (the histogram: as there are bins), so nobody waits to learn how many others have; a window
+            of more than 65,536 values is to be a histogram then.
 
     A value that is NaN never enters the window, and has probability ``p_min``. Rows that a mask excludes neither enter
     nor are selected: their probability is 0. While the window is empty every probability is 1.
@@ -61,6 +66,7 @@ class History:
         p_min: float = 0.0,
         ties: str = "strict",
         bins: bool | None = None,
+        group: torch.distributed.ProcessGroup | None = None,
     ):
         largest = None if bins else LARGEST
         if isinstance(capacity, bool) or not isinstance(capacity, int):
@@ -78,7 +84,13 @@ class History:
         if ties not in ("strict", "midrank"):
             raise checks.InputValueError(f"History: ties must be 'strict' or 'midrank', got {ties!r}")
         self.capacity, self.signal, self.beta, self.p_min = capacity, signal, float(beta), float(p_min)
-        self.ties, self.bins = ties, bool(bins)
+        if group is not None and not isinstance(group, getattr(torch.distributed, "ProcessGroup", ())):
+            expected = "a torch.distributed.ProcessGroup"
+            raise checks.InputTypeError(f"History: group must be {expected}, got {type(group).__name__}")
+        if group is not None and not bins and capacity > LARGEST_OF_GROUP:
+            expected = f"at most {LARGEST_OF_GROUP} with a group, or bins=True"
+            raise checks.InputValueError(f"History: capacity must be {expected}, got {capacity}")
+        self.ties, self.bins, self.group = ties, bool(bins), group
         self._frozen = False
         self._state: dict[str, Tensor] = {}  # shared with frozen copies; empty until the first values
 
@@ -108,6 +120,9 @@ class History:
         valid = flat == flat
         if mask is not None:
             valid &= mask.reshape(-1)
+        if self.group is not None and not self.bins:
+            flat = self._of_all_ranks(flat, valid)
+            valid = flat == flat
         if self.bins:
             self._add_to_bins(flat, valid)
         elif flat.device.type == "cpu":
@@ -125,6 +140,9 @@ class History:
         """
         values = self._checked("probability", values, mask)
         update = update and not self._frozen
+        if update and self.group is not None:
+            self.update(values, mask)
+            update = False
         if (
             not self.bins
             and choose("History", values.device.type, torch.float32, 1, "") == "native"
@@ -154,12 +172,14 @@ class History:
             seed: int, or 0-d int64 tensor on the device.
             step: of the training, so that a sample is drawn anew each time.
             row_id: int64, of the shape of ``values``: the draw belongs to the id, however the batch is split. Default:
-                0, 1, 2, ...
+                0, 1, 2, ...; with a group those of its ranks in turn.
             mask: as in `probability`.
         """
         chance = self.probability(values, mask=mask)
         if row_id is None:
             row_id = torch.arange(values.numel(), device=values.device)
+            if self.group is not None:
+                row_id = row_id * self.group.size() + self.group.rank()
         elif row_id.shape != values.shape:
             expected = f"the shape of values {tuple(values.shape)}"
             raise checks.InputValueError(f"History.select: row_id must have {expected}, got {tuple(row_id.shape)}")
@@ -259,6 +279,16 @@ class History:
         window.copy_(spare[:-1])
         total += count
 
+    def _of_all_ranks(self, flat: Tensor, valid: Tensor) -> Tensor:
+        """The latest values of every rank, side by side; NaN in the place of those that a rank has not."""
+        rank = valid.cumsum(0)
+        place = rank + (self.capacity - 1 - rank[-1] if len(rank) else 0)  # the last one comes last
+        place = torch.where(valid & (place >= 0), place, self.capacity)
+        mine = flat.new_full((self.capacity + 1,), torch.nan).scatter_(0, place, flat)  # its last place is nobody's
+        everyone = flat.new_empty(self.group.size() * self.capacity)
+        torch.distributed.all_gather_into_tensor(everyone, mine[:-1].contiguous(), group=self.group)
+        return everyone.view(self.group.size(), self.capacity).T.reshape(-1)
+
     def _share_of_window(self, flat: Tensor) -> Tensor:
         return ops.cdf(self._state["window"], self._state["total"], flat, self.ties == "midrank", "")
 
@@ -271,9 +301,11 @@ class History:
 
     def _add_to_bins(self, flat: Tensor, valid: Tensor) -> None:
         counts = self._state["counts"]
-        added = valid.to(torch.float32)
+        added = torch.zeros_like(counts).scatter_add_(0, self._bin(flat), valid.to(torch.float32))
+        if self.group is not None:
+            torch.distributed.all_reduce(added, group=self.group)
         counts *= (1 - added.sum() / self.capacity).clamp(min=0)
-        counts.scatter_add_(0, self._bin(flat), added)
+        counts += added
 
     def _share_of_bins(self, flat: Tensor) -> Tensor:
         counts = self._state["counts"].double()

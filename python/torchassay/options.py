@@ -1,4 +1,4 @@
-"""What a real loss asks for beside logits and labels."""
+"""What is asked for beside logits and labels: the options of a loss, and noise."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ class Options(NamedTuple):
     """With v = softcap tanh(x / softcap) of the logits x, l = v / temperature and p = softmax(l),
 
         loss = sum_j b_j (lse - l_j) + z_loss lse^2
+
+    An infinite logit stays as it is under a softcap: -inf is a masked class, +inf no number.
 
     b_j = w_j (label_smoothing / C + (1 - label_smoothing) t_j) for class probabilities t; for a label y with
     (1 - label_smoothing) w_y [j = y] instead of the second part.
@@ -47,3 +49,17 @@ def given(
     if plain and not isinstance(temperature, Tensor) and temperature == 1.0:
         return None
     return Options(weight, label_smoothing, temperature, softcap, z_loss)
+
+
+class Noise(NamedTuple):
+    """Draws of logits + std eps, eps normal, by the row's id: see `torchassay.philox`."""
+
+    std: float | Tensor  # or one a row
+    draws: int = 1
+    seed: int | Tensor = 0
+    row_id: Tensor | None = None  # int64, one a row; 0, 1, 2, ... if None
+
+
+def noise_given(std: float | Tensor, draws: int, seed: int | Tensor, row_id: Tensor | None) -> Noise | None:
+    """The noise of a call, None if there is none."""
+    return None if not isinstance(std, Tensor) and std == 0.0 else Noise(std, draws, seed, row_id)

@@ -7,6 +7,7 @@ csrc/philox.h and triton_kernels/philox.py are the same.
 
 from __future__ import annotations
 
+import math
 from enum import IntEnum
 
 import torch
@@ -52,6 +53,37 @@ def random_words(
     """Block n of four words of the draw of each row, int64; of an id the low 56 bits count. ``seed``: all 64 bits."""
     high = (row_id >> 32) & 0xFFFFFF | purpose << 24
     return philox4x32((n, draw & _MASK, row_id & _MASK, high), (seed & _MASK, (seed >> 32) & _MASK))
+
+
+def column_words(row_id: Tensor, seed: Word, purpose: Purpose, draw: Word, columns: int) -> Tensor:
+    """Each column's own word, int64 [N, G, 4, 8]: of column 32 g + 8 q + i it is word q of block 8 g + i.
+
+    So eight neighbouring columns share the place of their word, and one block serves four columns.
+    """
+    groups = -(-columns // 32)
+    n = torch.arange(8 * groups, device=row_id.device)
+    words = random_words(seed, purpose, row_id[:, None], draw, n)
+    return torch.stack([word.unflatten(1, (groups, 8)) for word in words], 2)
+
+
+def normals(row_id: Tensor, seed: Word, purpose: Purpose, draw: Word, columns: int) -> Tensor:
+    """Normal numbers, float32 [N, columns], by Box and Muller's polar method: two from every two words.
+
+    Two neighbouring words w, v give sqrt(-2 ln(((w >> 9) + 1/2) 2^-23)) times the cosine and the sine of 2 pi v 2^-32,
+    v signed. ((w >> 9) + 1/2 is exact in float32 and never 2^23, so the logarithm is never 0.)
+    """
+    words = column_words(row_id, seed, purpose, draw, columns)
+    even, odd = words[:, :, 0::2], words[:, :, 1::2]
+    radius = torch.sqrt(-2 * torch.log(((even >> 9).double() + 0.5) * 2.0**-23))
+    angle = torch.where(odd < 1 << 31, odd, odd - (1 << 32)).double() * (2 * math.pi * 2.0**-32)
+    pairs = torch.stack([radius * torch.cos(angle), radius * torch.sin(angle)], 3)
+    return pairs.flatten(1)[:, :columns].float()
+
+
+def column_uniforms(row_id: Tensor, seed: Word, purpose: Purpose, draw: Word, columns: int) -> Tensor:
+    """Uniform numbers in [0, 1), multiples of 2^-24, float32 [N, columns]: each of its column's own word."""
+    words = column_words(row_id, seed, purpose, draw, columns)
+    return (words >> 8).flatten(1)[:, :columns].to(torch.float32) * 2.0**-24
 
 
 def pick_uniforms(row_id: Tensor, seed: Word, step: int) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree
 
-SIGNALS = (
+ROW_SIGNALS = (  # of the logits as they are: what the op row_scores knows
     "loss",
     "entropy",
     "grad_norm",
@@ -19,8 +19,11 @@ SIGNALS = (
     "target_margin",
     "prediction",
 )
+NOISY_SIGNALS = ("noisy_entropy", "predictive_entropy", "mutual_information")  # of several draws: the op draw_scores
+SIGNALS = ROW_SIGNALS + NOISY_SIGNALS
 TARGET_SIGNALS = ("loss", "grad_norm", "target_margin")
 BIT = {name: 1 << i for i, name in enumerate(SIGNALS)}
+ROW_BITS = sum(BIT[name] for name in ROW_SIGNALS)
 STATS = 1 << len(SIGNALS)  # the six numbers a row that the backward needs: ops/rows.py
 TARGET_BITS = BIT["loss"] | BIT["grad_norm"] | BIT["target_margin"]
 

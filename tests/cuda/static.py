@@ -21,28 +21,53 @@ import sass
 
 TABLE = Path(__file__).parents[2] / "benchmarks" / "results" / "static.md"
 COLUMNS = (
-    *("kernel", "dtype", "unit", "lanes", "target"),
+    *("kernel", "under", "dtype", "unit", "lanes", "target"),
     *("registers", "local", "shared", "wide loads", "instructions", "an element", "C = 100"),
 )
-KEY = 5  # columns that name a row
-KERNELS = "short_rows", "long_rows", "row_spans", "finish_rows", "grad_vectors", "cdf_values", "row_uniforms"
-DTYPES = {"NS_7Float16E": "fp16", "NS_8Bfloat16E": "bf16", "f": "fp32", None: ""}
-UNITS = {"16": "16", "8": "8", "0": "anywhere", None: ""}
-MANGLED = re.compile(  # of a template's instance: dtype, unit, lanes, any of them; or of a function
-    r"_ZN10torchassayL?\d+([a-z_]+)(?:I(f|NS_\d+\w+?E)?(?:LNS_4UnitE(\d+)E)?(?:Li(\d+)E)?E)?E"
+KEY = 6  # columns that name a row
+HEADS = {f"NS_4HeadE{i}": f"{head}_samples" for i, head in enumerate(("binary", "mse", "l1", "huber"))}  # csrc/api.h
+KERNELS = (
+    *("short_rows", "long_rows", "row_spans", "finish_rows", "swept_rows", "grad_vectors"),
+    *("draw_states", "draw_mixtures", "mean_entropies", *HEADS.values()),
+    *("cdf_values", "row_uniforms", "column_numbers"),
 )
+# What a kernel is compiled for: plain rows, options, or a softcap.
+TASKS = {
+    **{None: "", "NS_9ScoreTaskE": "", "NS_8GradTaskE": ""},
+    **{"NS_10OptionTaskE": "options", "NS_14OptionGradTaskILb0EE": "options", "Lb0E": "options"},
+    **{"NS_14OptionGradTaskILb1EE": "softcap", "Lb1E": "softcap"},
+}
+DTYPES = {"NS_7Float16E": "fp16", "NS_8Bfloat16E": "bf16", "f": "fp32", None: ""}
+UNITS = {"NS_4UnitE16": "16", "NS_4UnitE8": "8", "NS_4UnitE0": "anywhere", "b1": "noise", "b0": "ensemble", None: ""}
+# Of a template's instance: dtype; unit, head or whether there is noise; lanes; task. Or of a function.
+MANGLED = re.compile(
+    r"_ZN10torchassayL?\d+([a-z_]+)"
+    r"(?:I(f|NS_\d+\w+?E)?(?:L(NS_4UnitE\d+|NS_4HeadE\d|b[01])E)?(?:Li(\d+)E)?(NS_\d+\w+?Task(?:ILb\dE)?E|Lb\dE)?E)?E"
+)
+LANES = {
+    "short_rows": "1-32",
+    "row_spans": "256",
+    "finish_rows": "256",
+    "draw_states": "8-256",
+    "draw_mixtures": "8-256",
+}
 COLUMNS_OF_LANE = 32
+COLUMNS_OF_BLOCK = 4
 SHORT_ROWS = {"an element": (1000, 32), "C = 100": (100, 4)}  # columns, and lanes that share such a row
 
 
 def named(mangled: str) -> dict[str, str]:
     """The first columns, from a mangled name."""
     match = MANGLED.match(mangled)
-    if not match or match[1] not in KERNELS or match[2] not in DTYPES or match[3] not in UNITS:
+    if not match or match[2] not in DTYPES or match[5] not in TASKS:
         raise ValueError(f"not a kernel of ours: {mangled}")
-    kernel, dtype, unit, lanes = match.groups()
-    lanes = lanes or {"short_rows": "1-32", "row_spans": "256", "finish_rows": "256"}.get(kernel, "")
-    return {"kernel": kernel, "dtype": DTYPES[dtype], "unit": UNITS[unit], "lanes": lanes}
+    kernel, dtype, kind, lanes, task = match.groups()
+    names = {"under": TASKS[task], "dtype": DTYPES[dtype]}
+    if kind in HEADS:
+        return {"kernel": HEADS[kind], **names, "unit": "anywhere", "lanes": "1-32"}
+    if kernel not in KERNELS or kind not in UNITS:
+        raise ValueError(f"not a kernel of ours: {mangled}")
+    return {"kernel": kernel, **names, "unit": UNITS[kind], "lanes": lanes or LANES.get(kernel, "")}
 
 
 def rank(line: str) -> tuple[int, ...]:
@@ -87,10 +112,10 @@ def straight(flow: sass.Flow, exp2: int) -> float:
     return of_exponentials(sass.passes(flow, blocks, flow.entry, rank), exp2).instructions / exp2
 
 
-def in_vectors(flow: sass.Flow, head: int, exp2: int) -> float:
-    """The same for a loop over vectors of one row."""
+def in_vectors(flow: sass.Flow, head: int, logits: int, exp2_of_a_logit: int = 1) -> float:
+    """The same for a loop over vectors of one row, or over its blocks of columns."""
     ways = sass.passes(flow, flow.loops[head], head, lambda line: rank(line)[:2])
-    return of_exponentials(ways, exp2).instructions / exp2
+    return of_exponentials(ways, logits * exp2_of_a_logit).instructions / logits
 
 
 def figures_of(kernel: sass.Kernel) -> dict:
@@ -109,7 +134,13 @@ def figures_of(kernel: sass.Kernel) -> dict:
     elif names["kernel"] == "row_spans":
         found["an element"] = straight(flow, 4 * vector)
     elif names["kernel"] == "grad_vectors":
-        found["an element"] = in_vectors(flow, hot, vector)
+        found["an element"] = in_vectors(flow, hot, vector, 2 if names["under"] == "softcap" else 1)
+    elif names["kernel"] in ("draw_states", "draw_mixtures"):
+        inner = [head for head, body in flow.loops.items() if not any(other < body for other in flow.loops.values())]
+        found["an element"] = in_vectors(flow, max(inner, key=exp2.get), COLUMNS_OF_BLOCK)
+    elif names["kernel"] == "binary_samples":
+        inner = min((head for head in bodies if exp2[head]), key=lambda head: len(bodies[head]))
+        found["an element"] = in_vectors(flow, inner, exp2[inner])
     return names | {
         "target": kernel.target,
         "registers": kernel.registers,
@@ -130,10 +161,11 @@ def measured() -> tuple[str, list[dict]]:
         release = sass.compiler(cuobjdump, module, Path(folder))
     dtypes, units = list(DTYPES.values()), list(UNITS.values())
 
-    def place(row: dict) -> tuple[int, ...]:
+    def place(row: dict) -> tuple:
         target = int(re.sub(r"\D", "", row["target"]))
         lanes = int(row["lanes"]) if row["lanes"].isdigit() else 0
-        return KERNELS.index(row["kernel"]), dtypes.index(row["dtype"]), units.index(row["unit"]), lanes, target
+        kernel = KERNELS.index(row["kernel"]), row["under"]
+        return *kernel, dtypes.index(row["dtype"]), units.index(row["unit"]), lanes, target
 
     return release, sorted((figures_of(kernel) for kernel in sass.read(cuobjdump, module)), key=place)
 
@@ -144,15 +176,19 @@ def table(release: str, rows: list[dict]) -> str:
         "# The native CUDA kernels' machine code",
         "",
         f"Written by `python tests/cuda/static.py --write` from a module built with nvcc {release}, without a GPU; the",
-        "tests compare with it. `unit`: what every row starts at a multiple of, in bytes, and is a whole number of.",
+        "tests compare with it. `under`: what a kernel is for besides plain rows, the options of a loss (without a",
+        "softcap), or a softcap. `unit`: what every row starts at a multiple of, in bytes, and is a whole number of.",
         "`lanes`: how many share a row. `local`: bytes of stack and local memory. `wide loads`: 128-bit loads.",
         "`an element`: warp instructions for 32 logits, on the way through the code that whole spans of a row take.",
         "In `long_rows` the loop over spans, merging included. In `short_rows` the loop over steps, for rows of 1000",
         "columns (32 lanes, five levels of every reduction, 1000 of 1024 columns useful) and of 100 (the last column:",
         "4 lanes, two levels, 100 of 128), without the prediction, and without the finish of up to 32 rows at its end.",
         "In `row_spans` the whole kernel. In `grad_vectors` the loop over vectors, for one that is in the same row as",
-        "the one before and does not hold the target. Not counted for `finish_rows`, which merges, nor for the",
-        "kernels that read no logits.",
+        "the one before and does not hold the target. In `draw_states` the loop over blocks of four columns, in",
+        "`draw_mixtures` the one over the draws of a block: for one draw; their `unit` is whether they make noise. In",
+        "`binary_samples` the loop over a lane's labels. Not counted for `finish_rows`, which merges, `swept_rows`,",
+        "which go over a row two or three times, the regressions, which need no exponential, nor for the kernels",
+        "that read no logits.",
         "",
         "| " + " | ".join(COLUMNS) + " |",
         "|" + "---|" * len(COLUMNS),

@@ -13,7 +13,10 @@ from torchassay.backends import native
 STATIC = Path(__file__).with_name("static.py")
 CUOBJDUMP = sass.find_cuobjdump()
 DTYPES = "fp16", "bf16", "fp32"
-WITHOUT_LOGITS = ("cdf_values", "32"), ("cdf_values", "256"), ("row_uniforms", "")  # kernel, lanes
+WITHOUT_LOGITS = (  # kernel, lanes
+    *(("mean_entropies", ""), ("cdf_values", "32"), ("cdf_values", "256"), ("row_uniforms", "")),
+    ("column_numbers", ""),
+)
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +31,7 @@ def report():
 
 
 def key(row) -> tuple[str, ...]:
-    return tuple(row[name] for name in ("kernel", "dtype", "unit", "lanes", "target"))
+    return tuple(row[name] for name in ("kernel", "under", "dtype", "unit", "lanes", "target"))
 
 
 def of(row) -> str:
@@ -40,9 +43,17 @@ def test_every_kernel_is_there_for_every_architecture(report):
     instances |= {("long_rows", unit, lanes) for unit in ("16", "anywhere") for lanes in ("32", "256")}
     instances |= {(kernel, unit, "256") for unit in ("16", "anywhere") for kernel in ("row_spans", "finish_rows")}
     instances |= {("grad_vectors", "", "")}
+    under = {(kernel, under, *rest) for kernel, *rest in instances for under in ("", "options")}
+    sweeps = ("options", "16"), ("options", "anywhere"), ("softcap", "anywhere")
+    under |= {("swept_rows", *sweep, lanes) for sweep in sweeps for lanes in ("8", "32", "256")}
+    under |= {("grad_vectors", "softcap", "", "")}
+    under |= {
+        (kernel, "", kind, "8-256") for kind in ("noise", "ensemble") for kernel in ("draw_states", "draw_mixtures")
+    }
+    under |= {(f"{head}_samples", "", "anywhere", "1-32") for head in ("binary", "mse", "l1", "huber")}
     targets = {row["target"] for row in report["measured"]}
-    expected = {(kernel, dtype, *rest, at) for kernel, *rest in instances for dtype in DTYPES for at in targets}
-    expected |= {(kernel, "", "", lanes, at) for kernel, lanes in WITHOUT_LOGITS for at in targets}
+    expected = {(kernel, what, dtype, *rest, at) for kernel, what, *rest in under for dtype in DTYPES for at in targets}
+    expected |= {(kernel, "", "", "", lanes, at) for kernel, lanes in WITHOUT_LOGITS for at in targets}
     found = [key(row) for row in report["measured"]]
     assert targets and sorted(found) == sorted(expected)
 
@@ -87,6 +98,13 @@ def test_long_rows_fit_the_budget_of_a_hopper(report):
     for row in hot:
         half = 11.5 if row["unit"] == "16" else 13.5
         assert row["an element"] <= (24 if row["dtype"] == "fp32" else half), of(row)
+
+
+def test_noise_costs_what_random_numbers_cost(report):
+    """Philox's 70 instructions for four columns, 26 for a normal, then the softmax: compute-bound, and no more."""
+    for row in report["measured"]:
+        if row["kernel"] in ("draw_states", "draw_mixtures"):
+            assert row["an element"] <= (64 if row["unit"] == "noise" else 24), of(row)
 
 
 # ---- the guards themselves

@@ -7,7 +7,7 @@ from torchassay.backends import why_not
 
 
 def _backend(name: str):
-    reason = why_not(name, "cuda", torch.float32, True)
+    reason = why_not(name, "cuda", torch.float32)
     return pytest.param(name, id=f"{name}-cuda", marks=[pytest.mark.skip(reason=f"{name}: {reason}")] if reason else [])
 
 

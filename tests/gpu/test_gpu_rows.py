@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torchassay as ta
+from torchassay.scores import ROW_SIGNALS
 
 if not torch.cuda.is_available():
     pytest.skip("no CUDA device", allow_module_level=True)
@@ -12,7 +13,7 @@ DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=[
 
 
 def score(backend, x, y):
-    return ta.score(x, y, signals=ta.SIGNALS, backend=backend)
+    return ta.score(x, y, signals=ROW_SIGNALS, backend=backend)
 
 
 @DTYPES
@@ -61,7 +62,7 @@ def test_signals_and_gradients_are_those_of_the_algebra_in_float64(classes, dtyp
     rest = x.double().scatter(1, y[:, None], -torch.inf).amax(1)
     x[torch.arange(200, device="cuda"), y] = (rest + torch.linspace(-80, 80, 200).to(rest)).to(dtype)
     wide = x.double().requires_grad_()
-    exact = ta.reference.score(wide, y, signals=ta.SIGNALS)
+    exact = ta.reference.score(wide, y, signals=ROW_SIGNALS)
     found = score(backend, x, y)
     assert torch.equal(found.prediction, exact.prediction)
     for name, true in exact.as_dict().items():

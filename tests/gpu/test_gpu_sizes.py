@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torchassay as ta
+from torchassay.scores import ROW_SIGNALS
 
 if not torch.cuda.is_available():
     pytest.skip("no CUDA device", allow_module_level=True)
@@ -60,8 +61,8 @@ def test_row_strides_beyond_two_to_the_31(classes, backend, batch, bits, gradien
     x = store.as_strided((2, 3, classes), (BEYOND, classes, 1))
     values, y = batch(6, classes, torch.bfloat16)
     x.copy_(values.view(2, 3, classes))
-    found = ta.score(x, y.view(2, 3), signals=ta.SIGNALS, backend=backend)
-    plain = ta.score(values, y, signals=ta.SIGNALS, backend=backend)
+    found = ta.score(x, y.view(2, 3), signals=ROW_SIGNALS, backend=backend)
+    plain = ta.score(values, y, signals=ROW_SIGNALS, backend=backend)
     assert torch.equal(bits(found).flatten(1), bits(plain))
     logits = x.detach()
     assert torch.equal(bits(gradient(logits, y.view(2, 3))).view(6, -1), bits(gradient(values, y)))

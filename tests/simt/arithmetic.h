@@ -36,6 +36,13 @@ inline float exp2_fast(float x) {
     return bits < 0x00800000 ? 0 : as_float(uint32_t(bits));
 }
 
+// Likewise, up to 1 ulp off.
+inline float reciprocal_fast(float x) {
+    const float nearest = 1 / x;
+    if (!std::isfinite(nearest)) return nearest;
+    return as_float(as_bits(nearest) + (as_bits(x) * 2654435761u >> 16) % 3 - 1);
+}
+
 inline float larger(float a, float b) { return std::fmax(a, b); }
 inline float smaller(float a, float b) { return std::fmin(a, b); }
 inline float larger_or_nan(float a, float b) { return std::isnan(a) || std::isnan(b) ? NAN : larger(a, b); }

@@ -1,10 +1,5 @@
-// Runs one call of the CUDA kernels under the host shim: a request on standard input, the outputs on standard output.
-//
-// Threads and blocks are taken in ascending, then in descending order, which must give the same bits. Every buffer
-// begins and ends on 16 bytes, as device memory does, and AddressSanitizer sees what lies beyond.
-#include <vector>
-
-#include "request.h"
+// Runs one call of the CUDA kernels for rows of logits under the host shim: row_call.h.
+#include "row_call.h"
 #include "row_grads.cuh"
 #include "row_scores.cuh"
 
@@ -12,101 +7,24 @@ using namespace torchassay;
 
 namespace {
 
-class Buffer {
-public:
-    explicit Buffer(int64_t bytes) : bytes_(bytes), data_(std::aligned_alloc(16, (bytes + 15) / 16 * 16)) {}
-    ~Buffer() { std::free(data_); }
-    Buffer(const Buffer&) = delete;
-    Buffer& operator=(const Buffer&) = delete;
-
-    // The next bytes of the request, so many that a number says how many.
-    static void* read(std::vector<Buffer*>& kept) {
-        const int64_t bytes = number();
-        if (bytes == 0) return nullptr;
-        auto* buffer = new Buffer(bytes);
-        kept.push_back(buffer);
-        read_bytes(buffer->data_, bytes);
-        return buffer->data_;
-    }
-    void* poisoned() {
-        std::memset(data_, 0xa5, bytes_);
-        return data_;
-    }
-    bool holds(const std::vector<char>& bytes) const { return std::memcmp(data_, bytes.data(), bytes_) == 0; }
-    std::vector<char> copy() const {
-        const auto* begin = static_cast<const char*>(data_);
-        return {begin, begin + bytes_};
-    }
-    void write() const { std::fwrite(data_, 1, bytes_, stdout); }
-
-private:
-    int64_t bytes_;
-    void* data_;
-};
-
 template <class In>
-void scores(const Rows& rows, const Targets& targets, void* const out[kSlots], int multiprocessors, bool descending) {
-    const bool cut = cut_into_spans(rows, multiprocessors);
-    Buffer states(cut ? rows.count() * spans_of<In>(rows) * kThreads * int64_t(sizeof(Words)) : 16);
-    score_rows<In>(rows, targets, out, states.poisoned(), multiprocessors, simt::Launch{descending});
+void scores(const RowCall& call, void* const (&out)[kSlots], bool descending) {
+    const bool cut = cut_into_spans(call.rows, int(call.multiprocessors));
+    Buffer states(cut ? call.rows.count() * spans_of<In>(call.rows) * kThreads * int64_t(sizeof(Words)) : 16);
+    score_rows<In>(call.rows, call.targets, out, states.poisoned(), int(call.multiprocessors),
+                   simt::Launch{descending});
 }
-
-template <class In>
-void grads(const Rows& rows, const Targets& targets, const void* stats, const Upstream (&up)[2], void* out,
-           bool descending) {
-    grad_rows<In>(rows, targets, stats, up[0], up[1], out, simt::Launch{descending});
-}
-
-#define BY_DTYPE(function, ...)                                                        \
-    (rows.dtype == Dtype::kFloat32    ? function<float>(rows, targets, __VA_ARGS__)    \
-     : rows.dtype == Dtype::kBfloat16 ? function<Bfloat16>(rows, targets, __VA_ARGS__) \
-                                      : function<Float16>(rows, targets, __VA_ARGS__))
 
 }  // namespace
 
 int main() {
-    std::vector<Buffer*> kept;
-    const int64_t asked = number(), multiprocessors = number();  // asked: a bit for every slot, 0 for the gradient
-    Rows rows{};
-    rows.dtype = Dtype(number());
-    rows.outer = number(), rows.inner = number(), rows.classes = number();
-    rows.outer_stride = number(), rows.inner_stride = number();
-    const int64_t offset = number();
-    rows.data = static_cast<const char*>(Buffer::read(kept)) + offset;
-    Targets targets{};
-    targets.wide = number(), targets.ignore_index = number(), targets.data = Buffer::read(kept);
-
-    const int64_t count = rows.count();
-    std::vector<Buffer*> outputs;
-    if (asked) {
-        for (int i = 0; i < kSlots; ++i)
-            if (asked >> i & 1) outputs.push_back(new Buffer(count * (i == kStats ? 24 : i == kPrediction ? 8 : 4)));
-    } else {
-        outputs.push_back(new Buffer(count * rows.classes * (rows.dtype == Dtype::kFloat32 ? 4 : 2)));
-    }
-    const void* stats = nullptr;
-    Upstream up[2]{};
-    if (!asked) {
-        stats = Buffer::read(kept);
-        for (auto& g : up) g.stride = number(), g.data = Buffer::read(kept);
-    }
-
-    std::vector<std::vector<char>> before;
-    for (const bool descending : {false, true}) {
-        void* out[kSlots] = {};
-        size_t next = 0;
-        for (int i = 0; i < kSlots; ++i)
-            if (asked >> i & 1) out[i] = outputs[next++]->poisoned();
-        if (asked)
-            BY_DTYPE(scores, out, int(multiprocessors), descending);
-        else
-            BY_DTYPE(grads, stats, up, outputs[0]->poisoned(), descending);
-        for (size_t i = 0; i < outputs.size(); ++i) {
-            if (descending && !outputs[i]->holds(before[i]))
-                simt::fail("the order of the threads changed output %zu", i);
-            if (!descending) before.push_back(outputs[i]->copy());
-        }
-    }
-    for (const Buffer* output : outputs) output->write(), delete output;
-    for (const Buffer* buffer : kept) delete buffer;
+    const RowCall call(6);
+    by_dtype(call.rows.dtype, [&](auto one) {
+        using In = decltype(one);
+        call.run([&](void* const(&out)[kSlots], bool descending) { scores<In>(call, out, descending); },
+                 [&](void* out, bool descending) {
+                     grad_rows<In>(call.rows, call.targets, call.stats, call.up[0], call.up[1], out,
+                                   simt::Launch{descending});
+                 });
+    });
 }

@@ -248,6 +248,7 @@ const std::map<std::string, uint32_t (*)(Triple)> kFunctions = {
     {"fused", [](Triple t) { return as_bits(fused(t.x(), t.y(), t.z())); }},
     {"square_root", [](Triple t) { return as_bits(square_root(t.x())); }},
     {"exp2_fast", [](Triple t) { return as_bits(exp2_fast(t.x())); }},
+    {"reciprocal_fast", [](Triple t) { return as_bits(reciprocal_fast(t.x())); }},
     {"larger", [](Triple t) { return as_bits(larger(t.x(), t.y())); }},
     {"smaller", [](Triple t) { return as_bits(smaller(t.x(), t.y())); }},
     {"larger_or_nan", [](Triple t) { return as_bits(larger_or_nan(t.x(), t.y())); }},

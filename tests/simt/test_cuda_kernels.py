@@ -13,7 +13,6 @@ import torch
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 UPSTREAM = {"loss": (True, False), "entropy": (False, True), "both": (True, True)}
-NEED_TARGET = ("loss", "grad_norm", "target_margin")
 # Columns and multiprocessors: with one, no rows are few. Vectors have 4 columns in float32, else 8; a row of up to 1024
 # is held by 1 to 32 lanes, up to 8192 walked by a warp in spans of 512 or 1024, above by a block in spans of 4096 or
 # 8192.
@@ -143,7 +142,7 @@ def test_targets_ignored_and_out_of_range(classes, multiprocessors, dtype, kerne
     clean = kernels.scores(x, torch.zeros(6, dtype=dtype), multiprocessors=multiprocessors)
     found = kernels.scores(x, y, ignore_index=5, multiprocessors=multiprocessors)
     for name, value in found.items():
-        if name in NEED_TARGET:
+        if name in host_kernels.NEED_TARGET:
             assert value[out_of_range].isnan().all()
             assert torch.equal(value[ignored], torch.zeros(1))
             assert value[0] == clean[name][0]
@@ -166,9 +165,9 @@ def test_poison_stays_in_its_row(classes, multiprocessors, kernels):
     assert found["prediction"].tolist()[:5] == x.argmax(1).tolist()[:5]
     for name, value in found.items():
         if name not in ("prediction", "stats"):
-            assert value[: 4 if name in NEED_TARGET else 5].isnan().all(), name
+            assert value[: 4 if name in host_kernels.NEED_TARGET else 5].isnan().all(), name
             assert value[5] == clean[name][5]
-    assert [found[name][4] for name in NEED_TARGET] == [0, 0, 0]
+    assert [found[name][4] for name in host_kernels.NEED_TARGET] == [0, 0, 0]
 
 
 @each({name: ALL[name] for name in ("short 33", "short 1000", "warp 5001", "block 20001", "spans 20001")})

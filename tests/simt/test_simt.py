@@ -213,6 +213,13 @@ def test_exp2_errs_by_at_most_two_ulp_and_flushes(apply):
     np.testing.assert_array_equal(apply("exp2_fast", bits(ends)).view(np.float32), exact)
 
 
+def test_reciprocals_err_by_at_most_one_ulp(apply):
+    x = np.concatenate([np.linspace(1, 4, 10_001), np.logspace(-30, 30, 1001)]).astype(np.float32)
+    off = apply("reciprocal_fast", bits(x)).astype(np.int64) - bits(np.float32(1) / x)
+    assert set(off) == {-1, 0, 1}
+    assert np.isnan(apply("reciprocal_fast", bits(np.float32(np.nan))).view(np.float32)).all()
+
+
 def test_fused_rounds_once_and_square_root_to_nearest(apply):
     a = np.float32(1 + 2.0**-12)
     assert apply("fused", bits(a), bits(a), bits(-(1 + 2.0**-11))).view(np.float32) == 2.0**-24

@@ -16,7 +16,16 @@ from pathlib import Path
 
 import torch
 import triton
-from torchassay.triton_kernels import cdf, row_grads, row_scores
+from torchassay.triton_kernels import (
+    cdf,
+    draw_scores,
+    head_scores,
+    option_grads,
+    option_scores,
+    philox,
+    row_grads,
+    row_scores,
+)
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -42,6 +51,7 @@ POINTERS = {
 }
 FIVE = 0b001010111  # loss, entropy, grad_norm, confidence, margin
 ALL = 0b1111111111
+SEED = 2**63 - 5  # of 64 bits
 COLUMNS = "kernel", "dtype", "target", "registers", "spills", "shared", "wide loads", "instructions", "an element"
 
 
@@ -82,6 +92,8 @@ def compiled(kernel, arguments: dict, options: dict, target: GPUTarget):
             signature[parameter.name] = POINTERS[value.dtype]
             if value.data_ptr() % 16 == 0:
                 attributes[(parameter.num,)] = [["tt.divisibility", 16]]
+        elif isinstance(value, float):
+            signature[parameter.name] = "fp32"
         else:
             signature[parameter.name] = "i32" if -(2**31) <= value < 2**31 else "i64"
     return triton.compile(ASTSource(kernel, signature, constants, attributes), target=target, options=options)
@@ -92,13 +104,43 @@ def empty(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     return torch.empty(shape, dtype=dtype, device="meta")
 
 
+def outputs(N: int, signals: int, stats: int) -> list:
+    """The slots of these signals; ``stats`` numbers a row for the backward."""
+    sizes = [(stats, N) if i == 9 else (N,) for i in range(10)]
+    kinds = [torch.int64 if i == 8 else torch.float32 for i in range(10)]
+    return [empty(*sizes[i], dtype=kinds[i]) if signals >> i & 1 else None for i in range(10)]
+
+
 def scores(dtype: torch.dtype, C: int, N: int, signals: int = FIVE) -> list[tuple]:
     """The launches of `row_scores`."""
-    sizes = [(6, N) if i == 9 else (N,) for i in range(10)]
-    kinds = [torch.int64 if i == 8 else torch.float32 for i in range(10)]
-    out = [empty(*sizes[i], dtype=kinds[i]) if signals >> i & 1 else None for i in range(10)]
-    target = empty(N, dtype=torch.int64)
+    target, out = empty(N, dtype=torch.int64), outputs(N, signals, 6)
     return launch(row_scores, lambda: row_scores.row_scores(empty(1, N, C, dtype=dtype), target, -100, out))
+
+
+def asked(options: str, C: int, N: int) -> tuple:
+    """Labels, probabilities, weight, label_smoothing, temperature and softcap of N rows."""
+    return (
+        *((None, empty(N, C)) if "probabilities" in options else (empty(N, dtype=torch.int64), None)),
+        empty(C) if "weight" in options else None,
+        0.1 if "smoothing" in options else 0.0,
+        empty(N) if "of rows" in options else 0.7,
+        30.0 if "softcap" in options else 0.0,
+    )
+
+
+def option_launches(dtype: torch.dtype, C: int, options: str, N: int = 65536) -> list[tuple]:
+    """The launches of `option_scores`; under a temperature, a weight and a z-loss alone they are `row_scores`'."""
+    rows, given, z_loss = empty(1, N, C, dtype=dtype), asked(options, C, N), 1e-4 if "z-loss" in options else 0.0
+    swept = any(name in options for name in ("smoothing", "probabilities", "softcap"))
+    call = (rows, *given, z_loss, -100, outputs(N, FIVE, 7))
+    return launch(option_scores if swept else row_scores, lambda: option_scores.option_scores(*call))
+
+
+def option_grad_launch(dtype: torch.dtype, C: int, options: str, N: int = 65536) -> list[tuple]:
+    """The launch of `option_grads`."""
+    rows, out, stats, upstream = empty(1, N, C, dtype=dtype), empty(N, C, dtype=dtype), empty(7, N), empty(N)
+    call = (rows, *asked(options, C, N), stats, upstream, upstream, -100, out)
+    return launch(option_grads, lambda: option_grads.option_grads(*call))
 
 
 def grads(dtype: torch.dtype, C: int) -> list[tuple]:
@@ -112,6 +154,38 @@ def shares(midrank: bool) -> list[tuple]:
     """The launch of `cdf`."""
     window, total, values, out = empty(1024), empty(dtype=torch.int64), empty(8192), empty(8192)
     return launch(cdf, lambda: cdf.cdf(window, total, values, midrank, out))
+
+
+def heads(head: str, dtype: torch.dtype, C: int) -> list[tuple]:
+    """The launch of `head_scores`."""
+    rows, target, weight = empty(8192, C, dtype=dtype), empty(8192, C), empty(C)
+    out = [empty(8192), empty(8192), empty(8192)]
+    if head != "binary":
+        weight = out[1] = None
+    return launch(head_scores, lambda: head_scores.head_scores(rows, target, weight, head, 1.0, out))
+
+
+def noisy(dtype: torch.dtype, C: int) -> list[tuple]:
+    """The launches of `draw_scores` for noise: numbers and ids of each row, everything asked for."""
+    N = 128
+    row_id, out = empty(N, dtype=torch.int64), [empty(N) for _ in range(3)]
+    rows = empty(1, N, C, dtype=dtype)
+    return launch(
+        draw_scores,
+        lambda: draw_scores.draw_scores(rows, empty(N), empty(N), empty(N), row_id, None, SEED, 4, out),
+    )
+
+
+def members(dtype: torch.dtype, C: int) -> list[tuple]:
+    """The launches of `draw_scores` for an ensemble."""
+    rows, out = empty(4, 1, 128, C, dtype=dtype), [empty(128) for _ in range(3)]
+    return launch(draw_scores, lambda: draw_scores.draw_scores(rows, None, 0.0, 1.0, None, None, 0, 4, out))
+
+
+def numbers(uniform: bool) -> list[tuple]:
+    """The launch of `normals`."""
+    row_id, out = empty(128, dtype=torch.int64), empty(128, 1024)
+    return launch(philox, lambda: philox.normals(row_id, None, SEED, philox.FEATURE_NOISE.value, 1, uniform, out))
 
 
 EVERY = ("fp16", "bf16", "fp32")
@@ -129,6 +203,37 @@ VARIANTS: dict[str, tuple[tuple[str, ...], Callable[[torch.dtype], list[tuple]]]
     "grads 100": (("bf16",), lambda dtype: grads(dtype, 100)),
     "grads 50257": (("bf16",), lambda dtype: grads(dtype, 50257)),
     "grads 151936": (EVERY, lambda dtype: grads(dtype, 151936)),
+    "temperature 10": (("bf16",), lambda dtype: option_launches(dtype, 10, "temperature")),
+    "temperature 1000": (("bf16",), lambda dtype: option_launches(dtype, 1000, "temperature")),
+    "temperature 151936": (("bf16", "fp32"), lambda dtype: option_launches(dtype, 151936, "temperature")),
+    "temperature 151936, few rows": (("bf16",), lambda dtype: option_launches(dtype, 151936, "temperature", 16)),
+    "temperatures of rows, weight, z-loss 151936": (
+        ("bf16",),
+        lambda dtype: option_launches(dtype, 151936, "temperatures of rows, weight, z-loss"),
+    ),
+    "weight, smoothing 100": (("bf16",), lambda dtype: option_launches(dtype, 100, "weight, smoothing")),
+    "smoothing 151936": (("bf16",), lambda dtype: option_launches(dtype, 151936, "smoothing")),
+    "probabilities 1000": (("bf16",), lambda dtype: option_launches(dtype, 1000, "probabilities")),
+    "softcap 1000": (("bf16",), lambda dtype: option_launches(dtype, 1000, "softcap")),
+    "softcap 151936": (("fp32",), lambda dtype: option_launches(dtype, 151936, "softcap")),
+    "temperature grads 151936": (("bf16",), lambda dtype: option_grad_launch(dtype, 151936, "temperature")),
+    "probabilities, weight, softcap grads 1000": (
+        ("fp32",),
+        lambda dtype: option_grad_launch(dtype, 1000, "probabilities, weight, softcap"),
+    ),
+    "binary 1": (("fp32",), lambda dtype: heads("binary", dtype, 1)),
+    "binary 100": (EVERY, lambda dtype: heads("binary", dtype, 100)),
+    "binary 5000": (("bf16",), lambda dtype: heads("binary", dtype, 5000)),
+    "mse 100": (("fp32",), lambda dtype: heads("mse", dtype, 100)),
+    "l1 100": (("fp32",), lambda dtype: heads("l1", dtype, 100)),
+    "huber 100": (("fp32",), lambda dtype: heads("huber", dtype, 100)),
+    "noise 10": (("bf16",), lambda dtype: noisy(dtype, 10)),
+    "noise 1000": (("bf16",), lambda dtype: noisy(dtype, 1000)),
+    "noise 151936": (("bf16", "fp32"), lambda dtype: noisy(dtype, 151936)),
+    "ensemble 1000": (("bf16",), lambda dtype: members(dtype, 1000)),
+    "ensemble 151936": (("bf16", "fp32"), lambda dtype: members(dtype, 151936)),
+    "normals 1024": (("fp32",), lambda _: numbers(False)),
+    "uniforms 1024": (("fp32",), lambda _: numbers(True)),
     "cdf 1024": (("fp32",), lambda _: shares(False)),
     "cdf 1024, midrank": (("fp32",), lambda _: shares(True)),
 }
@@ -140,20 +245,28 @@ def nvidia(kernel) -> dict:
         file.write(kernel.asm["cubin"])
         file.flush()
         (machine,) = sass.read(CUOBJDUMP, file.name)
+    flow = sass.Flow(machine.code)
     return {
         "registers": machine.registers,
         "spills": machine.local,
         "wide loads": machine.count(r"LDG\.E\.128"),
         "instructions": len(machine.code),
-        "loop": hot_loop(sass.Flow(machine.code)),
+        "loop": hot_loop(flow),
+        "longest": max((len(flow.lines(body)) for body in flow.loops.values()), default=0),
+        "sweeps": sum(map(len, loading_loops(flow))),
     }
+
+
+def loading_loops(flow: sass.Flow) -> list[list[str]]:
+    """The loops that load from global memory."""
+    bodies = (flow.lines(body) for body in flow.loops.values())
+    return [body for body in bodies if any("LDG" in line for line in body)]
 
 
 def hot_loop(flow: sass.Flow) -> int:
     """Instructions of the loop with the most global loads, the shortest of these; 0 without a loop."""
-    bodies = [flow.lines(body) for body in flow.loops.values()]
-    loads, length = max(((sum("LDG" in line for line in body), -len(body)) for body in bodies), default=(0, 0))
-    return -length if loads else 0
+    loads = ((sum("LDG" in line for line in body), -len(body)) for body in loading_loops(flow))
+    return -max(loads, default=(0, 0))[1]
 
 
 def amd(kernel) -> dict:
@@ -166,14 +279,25 @@ def amd(kernel) -> dict:
         "wide loads": len(re.findall(r"\b(?:global|buffer)_load_dwordx4\b", text)),
         "instructions": len(re.findall(r"^\s+[vs]_|^\s+(?:global|buffer|ds)_", text, re.MULTILINE)),
         "loop": 0,
+        "longest": 0,
+        "sweeps": 0,
     }
 
 
-def per_element(arguments: dict, threads: int, instructions: int, loop: int) -> float:
-    """Warp instructions for 32 logits: of the hot loop of long rows, of everything else where rows fit a program."""
-    constant = {name: arguments.get(name) for name in ("GROUPS", "ROWS", "COLUMNS", "VECTOR", "UNIT")}
-    if constant["VECTOR"]:
+def per_element(arguments: dict, threads: int, instructions: int, loop: int, sweeps: int) -> float:
+    """Warp instructions for 32 logits (or their noise): of the hot loop of long rows and of draws or all sweeps of
+    options, of everything else where rows fit a program."""
+    if "BLOCKS" in arguments:
+        logits = arguments["ROWS"] * min(arguments.get("C") or arguments["columns"], 4 * arguments["BLOCKS"])
+        return (loop or instructions) * threads / logits
+    constant = {name: arguments.get(name) for name in ("GROUPS", "ROWS", "COLUMNS", "VECTOR", "UNIT", "HEAD")}
+    if constant["HEAD"] is not None:
+        C = arguments["C"]
+        taken, logits = instructions + (triton.cdiv(C, constant["COLUMNS"]) - 1) * loop, constant["ROWS"] * C
+    elif constant["VECTOR"]:
         taken, logits = loop or instructions, row_scores.TILES.value * row_scores.LANES.value * constant["VECTOR"]
+    elif arguments.get("WHOLE") is False:
+        taken, logits = sweeps, constant["ROWS"] * constant["COLUMNS"]
     else:
         groups = constant["GROUPS"] or 1
         taken = instructions + (groups - 1) * loop
@@ -191,12 +315,15 @@ def figures() -> list[dict]:
                 for target_name, target in TARGETS.items():
                     machine = compiled(kernel, arguments, options, target)
                     entry = amd(machine) if target.backend == "hip" else nvidia(machine)
-                    loop = entry.pop("loop")
+                    loop, longest, sweeps = (entry.pop(name) for name in ("loop", "longest", "sweeps"))
                     threads = machine.metadata.num_warps * 32
                     entry["an element"] = None
-                    logits = "rows_ptr" in arguments and arguments.get("states_ptr") is None
+                    drawn = "BLOCKS" in arguments
+                    logits = drawn or ("rows_ptr" in arguments and arguments.get("states_ptr") is None)
                     if target.backend == "cuda" and logits:
-                        entry["an element"] = round(per_element(arguments, threads, entry["instructions"], loop), 1)
+                        loop = longest if drawn else loop
+                        cost = per_element(arguments, threads, entry["instructions"], loop, sweeps)
+                        entry["an element"] = round(cost, 1)
                     name = f"{variant}: {kernel.__name__}"
                     entry |= {"kernel": name, "dtype": dtype_name, "target": target_name}
                     entry["aligned"] = arguments.get("UNIT", 1) > 1
@@ -222,9 +349,10 @@ def table(found: list[dict]) -> str:
         f"Written by `python tests/triton/aot.py --write` with triton {triton.__version__}, without a GPU; the",
         "tests compare with it. Five signals (loss, entropy, grad_norm, confidence, margin) unless it says ten.",
         "`spills`: bytes of local memory (sm) or vector registers spilled (gfx). `wide loads`: 128-bit loads.",
-        "`an element`: warp instructions for 32 logits, in the hot loop of long rows, in everything where rows fit",
-        "into a program; not counted for gfx942, nor where `long_rows` only merges what `row_segments` summed, nor for",
-        "`_cdf`, which reads no logits.",
+        "`an element`: warp instructions for 32 logits, in the hot loop of long rows (in all three loops of",
+        "`option_rows`), in everything where rows fit into a program, or are walked along by it (`_head_scores`); not",
+        "counted for gfx942, nor where `long_rows` only merges what `row_segments` summed, nor for `_cdf`, which reads",
+        "no logits. Noise, ensembles and normals: for 32 elements of one draw.",
         "",
         "| " + " | ".join(COLUMNS) + " |",
         "|" + "---|" * len(COLUMNS),

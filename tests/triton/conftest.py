@@ -4,17 +4,22 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from torchassay.scores import SIGNALS
+from torchassay.options import Options
+from torchassay.scores import ROW_SIGNALS
+from torchassay.triton_kernels import option_grads as grads_with_options
+from torchassay.triton_kernels import option_scores as scores_with_options
+from torchassay.triton_kernels.draw_scores import draw_scores
 from torchassay.triton_kernels.row_grads import row_grads
 from torchassay.triton_kernels.row_scores import row_scores
 
-NAMES = (*SIGNALS, "stats")
+NAMES = (*ROW_SIGNALS, "stats")
+DRAW_NAMES = ("noisy_entropy", "predictive_entropy", "mutual_information")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def as_rows(x: Tensor) -> Tensor:
-    """x as [A, B, C] on the device, in the same layout: strides and alignment are what some tests are about."""
-    x = x if x.dim() == 3 else x.unsqueeze(0)
+    """x as [..., A, B, C] on the device, in the same layout: strides and alignment are what some tests are about."""
+    x = x if x.dim() >= 3 else x.unsqueeze(0)
     if x.device.type == DEVICE:
         return x
     memory = torch.empty(0, dtype=x.dtype).set_(x.untyped_storage()).to(DEVICE)
@@ -52,6 +57,75 @@ def grads(scores):
         )
         row_grads(rows, target, stats, grad_loss, grad_entropy, ignore_index, out)
         return out.cpu()
+
+    return run
+
+
+def on_device(*given):
+    return [value.to(DEVICE) if isinstance(value, Tensor) else value for value in given]
+
+
+def target_and_options(target: Tensor | None, options: Options) -> list:
+    """Labels, probabilities, and what the launchers of both directions take besides."""
+    floating = target is not None and target.is_floating_point()
+    return on_device(
+        *((None, target) if floating else (target, None)),
+        *(options.weight, options.label_smoothing, options.temperature, options.softcap or 0.0),
+    )
+
+
+@pytest.fixture
+def option_scores():
+    """option_scores(x, target, options, ignore_index, names) -> {name: tensor on the CPU}; x as for `scores`."""
+
+    def run(x, target, options, ignore_index=-100, names=NAMES) -> dict[str, Tensor]:
+        rows = as_rows(x)
+        N = rows.shape[0] * rows.shape[1]
+        if target is None or target.is_floating_point():
+            names = [name for name in names if name != "target_margin"]
+        out = []
+        for name in NAMES:
+            size, dtype = (7, N) if name == "stats" else (N,), torch.int64 if name == "prediction" else torch.float32
+            out.append(torch.full(size, -7, dtype=dtype, device=DEVICE) if name in names else None)
+        given = target_and_options(target, options)
+        scores_with_options.option_scores(rows, *given, options.z_loss, ignore_index, out)
+        return {name: value.cpu() for name, value in zip(NAMES, out, strict=True) if value is not None}
+
+    return run
+
+
+@pytest.fixture
+def option_grads(option_scores):
+    """option_grads(x, target, options, grad_loss, grad_entropy, ignore_index) -> [N, C] on the CPU."""
+
+    def run(x, target, options, grad_loss, grad_entropy, ignore_index=-100) -> Tensor:
+        rows = as_rows(x)
+        stats = option_scores(x, target, options, ignore_index, ("entropy", "stats"))["stats"].to(DEVICE)
+        out = torch.full((stats.shape[1], rows.shape[2]), -7, dtype=rows.dtype, device=DEVICE)
+        given = target_and_options(None if grad_loss is None else target, options)
+        upstream = on_device(grad_loss, grad_entropy)
+        grads_with_options.option_grads(rows, *given, stats, *upstream, ignore_index, out)
+        return out.cpu()
+
+    return run
+
+
+@pytest.fixture
+def draws():
+    """draws(x [N, C] or [A, B, C], count, std, scale, row_id, seed, names) -> {name: tensor on the CPU}; an ensemble
+    [T, A, B, C] has no count."""
+
+    def run(x, count=None, std=0.0, scale=1.0, row_id=None, seed=0, names=DRAW_NAMES) -> dict[str, Tensor]:
+        rows = as_rows(x)
+        N = rows.shape[-3] * rows.shape[-2]
+        top = None if count is None else rows.float().amax(-1).reshape(N)
+        out = [torch.full((N,), -7.0, device=DEVICE) if name in names else None for name in DRAW_NAMES]
+        std, scale, row_id, seed = (
+            given.to(DEVICE) if isinstance(given, Tensor) else given for given in (std, scale, row_id, seed)
+        )
+        seeds = (seed, 0) if isinstance(seed, Tensor) else (None, seed)
+        draw_scores(rows, top, std, scale, row_id, *seeds, count or len(rows), out)
+        return {name: value.cpu() for name, value in zip(DRAW_NAMES, out, strict=True) if value is not None}
 
     return run
 

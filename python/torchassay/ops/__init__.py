@@ -5,8 +5,20 @@ An op gets checked arguments and a class dimension counted from the front. It ha
 """
 
 from torchassay.ops.cdf import cdf
+from torchassay.ops.draws import draw_scores
+from torchassay.ops.heads import head_scores
 from torchassay.ops.options import option_grads, option_scores
-from torchassay.ops.random import uniforms
+from torchassay.ops.random import normals, uniforms
 from torchassay.ops.rows import row_grads, row_scores
 
-__all__ = ["cdf", "option_grads", "option_scores", "row_grads", "row_scores", "uniforms"]
+__all__ = [
+    "cdf",
+    "draw_scores",
+    "head_scores",
+    "normals",
+    "option_grads",
+    "option_scores",
+    "row_grads",
+    "row_scores",
+    "uniforms",
+]

@@ -9,8 +9,17 @@ from torch import Tensor
 
 from torchassay import checks, reference
 from torchassay.backends import choose, native
-from torchassay.ops.memory import DTYPES, current, empty_grad, flat_target, layout, native_layout, place, with_classes_last
-from torchassay.scores import BIT, SIGNALS, STATS
+from torchassay.ops.memory import (
+    DTYPES,
+    current,
+    empty_grad,
+    flat_target,
+    layout,
+    native_layout,
+    place,
+    with_classes_last,
+)
+from torchassay.scores import BIT, ROW_SIGNALS, STATS
 
 torch.library.define(
     "torchassay::row_scores",
@@ -22,8 +31,8 @@ torch.library.define(
     " str function, str backend) -> Tensor",
 )
 
-SLOTS = (*(BIT[name] for name in SIGNALS), STATS)  # csrc/api.h, enum Slot
-PREDICTION_SLOT, STATS_SLOT = SIGNALS.index("prediction"), len(SIGNALS)
+SLOTS = (*(BIT[name] for name in ROW_SIGNALS), STATS)  # csrc/api.h, enum Slot
+PREDICTION_SLOT, STATS_SLOT = ROW_SIGNALS.index("prediction"), len(ROW_SIGNALS)
 
 
 @functools.cache

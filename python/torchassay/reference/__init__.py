@@ -1,19 +1,27 @@
 """The definition of correct: every public function and op in plain torch, for any float dtype and any strides."""
 
 from torchassay.reference.cdf import cdf
+from torchassay.reference.draws import draw_scores
+from torchassay.reference.ensemble import ensemble_score, mean_log_probs
 from torchassay.reference.functional import cross_entropy, entropy, log_prob, log_prob_entropy, reduced, score
-from torchassay.reference.options import inverse_of, option_grads, option_scores
+from torchassay.reference.heads import head_scores, score_binary, score_regression
+from torchassay.reference.options import capped, inverse_of, option_grads, option_scores
 from torchassay.reference.rows import exp_difference, labels, row_grads, row_scores, scaled
 
 __all__ = [
+    "capped",
     "cdf",
     "cross_entropy",
+    "draw_scores",
+    "ensemble_score",
     "entropy",
     "exp_difference",
+    "head_scores",
     "inverse_of",
     "labels",
     "log_prob",
     "log_prob_entropy",
+    "mean_log_probs",
     "option_grads",
     "option_scores",
     "reduced",
@@ -21,4 +29,6 @@ __all__ = [
     "row_scores",
     "scaled",
     "score",
+    "score_binary",
+    "score_regression",
 ]

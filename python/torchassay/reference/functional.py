@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from torchassay import checks
-from torchassay.options import Options, given
-from torchassay.reference.options import inverse_of, option_scores
+from torchassay.options import Noise, Options, given, noise_given
+from torchassay.reference.draws import draw_scores
+from torchassay.reference.options import capped, inverse_of, option_scores
 from torchassay.reference.rows import labels, row_scores, rows_of, scaled, state
-from torchassay.scores import BIT, Scores
+from torchassay.scores import BIT, ROW_BITS, SIGNALS, STATS, Scores
 
 
 def score(
@@ -25,13 +26,24 @@ def score(
     label_smoothing: float = 0.0,
     temperature: float | Tensor = 1.0,
     softcap: float | None = None,
+    noise_std: float | Tensor = 0.0,
+    noise_draws: int = 1,
+    seed: int | Tensor = 0,
+    row_id: Tensor | None = None,
     history=None,
 ) -> Scores:
     """`torchassay.score` in plain torch, but for the history's share of its window."""
     extra = "" if history is None else checks.signal_of(history, "score")
     options = given(weight, label_smoothing, temperature, softcap)
-    call = checks.score("score", input, target, signals, dim, options, ignore_index, extra)
-    outputs = _outputs("score", input.detach(), target, call, options, ignore_index)
+    noise = noise_given(noise_std, noise_draws, seed, row_id)
+    call = checks.score("score", input, target, signals, dim, options, ignore_index, extra, SIGNALS, noise)
+    input = input.detach()
+    if noise is None:
+        outputs = _outputs("score", input, target, call, options, ignore_index)
+    else:
+        of_rows = call._replace(signals=call.signals & ROW_BITS | STATS)
+        *outputs, stats = _outputs("score", input, target, of_rows, options, ignore_index)
+        outputs += _noise_outputs(input, stats[0], noise, options or Options(), call.dim, call.signals & ~ROW_BITS)
     scores = call.scores(outputs)
     return scores if history is None else call.with_probability(scores, outputs, history, target, ignore_index)
 
@@ -142,6 +154,14 @@ def _outputs(
     if not call.plain and options is None:
         options = Options()
     return _row_outputs(input, target, options, call.dim, ignore_index, call.signals)
+
+
+def _noise_outputs(input: Tensor, top: Tensor, noise: Noise, options: Options, dim: int, signals: int) -> list[Tensor]:
+    x, _ = capped(rows_of(input, dim), options.softcap)
+    inverse = inverse_of(options.temperature)
+    std, scale = (n.to(x.dtype).reshape(-1) if isinstance(n, Tensor) else n for n in (noise.std, inverse))
+    row_id = None if noise.row_id is None else noise.row_id.reshape(-1)
+    return draw_scores(x, top.reshape(-1), std, scale, row_id, noise.seed, noise.draws, x.dim() - 1, signals)
 
 
 def _row_outputs(

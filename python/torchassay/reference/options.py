@@ -18,7 +18,7 @@ from torch import Tensor
 
 from torchassay.options import Options
 from torchassay.reference.rows import labels, row_sum, rows_of, scaled, state, unlabelled
-from torchassay.scores import BIT, SIGNALS, STATS, TARGET_BITS
+from torchassay.scores import BIT, ROW_SIGNALS, STATS, TARGET_BITS
 
 STATS_ROWS = 7  # m, u, z, r, rest, mu, beta
 
@@ -37,12 +37,12 @@ def inverse_of(temperature: float | Tensor) -> float | Tensor:
     return 1.0 / (temperature.double() if isinstance(temperature, Tensor) else temperature)
 
 
-def _capped(x: Tensor, softcap: float | None) -> tuple[Tensor, Tensor | float]:
-    """v and its slope."""
+def capped(x: Tensor, softcap: float | None) -> tuple[Tensor, Tensor | float]:
+    """v and its slope. A class at -inf stays there: it is masked; and +inf is no number under a cap either."""
     if softcap is None:
         return x, 1.0
     tanh = torch.tanh(x / softcap)
-    return softcap * tanh, 1 - tanh * tanh
+    return torch.where(x.isinf(), x, softcap * tanh), 1 - tanh * tanh
 
 
 def _target(target: Tensor, shape: torch.Size, x: Tensor, dim: int, ignore_index: int, options: Options) -> Target:
@@ -70,7 +70,7 @@ def option_scores(
     """The op behind every loss with options: as `row_scores`, and ``STATS`` is [7, ...]: m, u, z, r, rest, mu, beta."""
     x = rows_of(input, dim)
     inverse = inverse_of(options.temperature)
-    v, _ = _capped(x, options.softcap)
+    v, _ = capped(x, options.softcap)
     s = state(v, inverse, x.argmax(-1))
     found = unlabelled(s, inverse)
     rest = beta = torch.zeros_like(s.r)
@@ -82,7 +82,7 @@ def option_scores(
 
         if t.y is not None:  # what an ignored row holds must not reach the gradient
             x = torch.where(t.ignored.unsqueeze(-1), 0, x)
-        v, slope = _capped(x, options.softcap)
+        v, slope = capped(x, options.softcap)
         s = state(v, inverse, x.argmax(-1))
         k = s.k.unsqueeze(-1)
         log_c = torch.log1p(s.r)
@@ -107,7 +107,7 @@ def option_scores(
             y_gap = gap.gather(-1, t.y.unsqueeze(-1)).squeeze(-1)
             margin = unlabelled(s, inverse)["margin"]
             found["target_margin"] = known(torch.where(t.y == s.k, margin, torch.expm1(-y_gap) * s.c))
-    outputs = [found[name] for name in SIGNALS if signals & BIT[name]]
+    outputs = [found[name] for name in ROW_SIGNALS if signals & BIT[name]]
     if signals & STATS:
         outputs.append(torch.stack([s.m, s.u, s.z, s.r, rest, found["mu"], beta]))
     return outputs
@@ -143,7 +143,7 @@ def option_grads(
     dx_j = slope_j / temperature (gL (beta p_j - b_j) + gH p_j (a_j - mu)),   a_j = (m - v_j) / temperature
     """
     x = rows_of(input, dim)
-    v, slope = _capped(x, options.softcap)
+    v, slope = capped(x, options.softcap)
     inverse = inverse_of(options.temperature)
     by_column = inverse.unsqueeze(-1) if isinstance(inverse, Tensor) else inverse
     m, u, z, r, rest, mu, beta = stats

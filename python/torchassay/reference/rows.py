@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from torchassay.scores import BIT, SIGNALS, STATS
+from torchassay.scores import BIT, ROW_SIGNALS, STATS
 
 
 class State(NamedTuple):
@@ -127,7 +127,7 @@ def row_scores(
         found["loss"] = known(gap + torch.log1p(s.r))
         found["grad_norm"] = known(torch.where(top, like, unlike) * s.c)
         found["target_margin"] = known(torch.where(top, found["margin"], torch.expm1(-gap) * s.c))
-    outputs = [found[name] for name in SIGNALS if signals & BIT[name]]
+    outputs = [found[name] for name in ROW_SIGNALS if signals & BIT[name]]
     if signals & STATS:
         outputs.append(torch.stack([s.m, s.u, s.z, s.r, miss, found["mu"]]))
     return outputs

@@ -1,0 +1,58 @@
+"""Argument checks. One message format: function, argument, what was expected, what came.
+
+``InputValueError`` is a ``ValueError`` and ``InputTypeError`` a ``TypeError``, and both are also what
+``F.cross_entropy`` raises for the same mistakes, so that an ``except`` written for it goes on working.
+"""
+
+from torchassay.checks.arguments import (
+    FLOATS,
+    INTEGERS,
+    InputTypeError,
+    InputValueError,
+    by_row,
+    class_range,
+    dtype_name,
+    ignored_index,
+    labels,
+    logits,
+    out_of_range,
+    probabilities,
+    same_device,
+    tensor,
+)
+from torchassay.checks.calls import Call, cross_entropy, log_prob, score, signal_of, signals
+from torchassay.checks.ensembles import Ensemble, ensemble
+from torchassay.checks.heads import binary, regression
+from torchassay.checks.options import draws, logit_noise, loss_options, seed_of, temperatures
+
+__all__ = [
+    "FLOATS",
+    "INTEGERS",
+    "Call",
+    "Ensemble",
+    "InputTypeError",
+    "InputValueError",
+    "binary",
+    "by_row",
+    "class_range",
+    "cross_entropy",
+    "draws",
+    "dtype_name",
+    "ensemble",
+    "ignored_index",
+    "labels",
+    "log_prob",
+    "logit_noise",
+    "logits",
+    "loss_options",
+    "out_of_range",
+    "probabilities",
+    "regression",
+    "same_device",
+    "score",
+    "seed_of",
+    "signal_of",
+    "signals",
+    "temperatures",
+    "tensor",
+]
