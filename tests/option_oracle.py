@@ -1,4 +1,5 @@
-"""The truth about losses under options, written apart from the package: extended precision, the top class out of sums."""
+"""The truth about losses under options, written apart from the package: in extended precision, p of the top class
+never subtracted from 1."""
 
 from __future__ import annotations
 
@@ -108,5 +109,7 @@ def truth(logits: Tensor, target: Tensor | None, case: Case, ignore_index: int =
         for name in ("loss", "target_margin"):
             if name in found:
                 found[name] = np.where(ignored, 0, found[name])
-    signals = {name: torch.from_numpy(value) if name == "prediction" else _narrow(value) for name, value in found.items()}
+    signals = {
+        name: torch.from_numpy(value) if name == "prediction" else _narrow(value) for name, value in found.items()
+    }
     return Truth(signals, _narrow(grad_loss), _narrow(grad_entropy), _narrow(parts), _narrow(mixed))

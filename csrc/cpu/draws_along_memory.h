@@ -56,8 +56,8 @@ TORCHASSAY_INLINE Segment draw_state(const DrawJob& job, const In* row, const No
         T* const here = job.wants_mixture() ? y + start : y;
         const Span<In> x{row + start + draw * job.draws.stride, columns, start};
         const TwoLargest<T> top = write_draw<T, In, kNoise>(x, noise, uint32_t(draw), here);
-        const Segment state =
-            sums_of<T, Wanted<true, false>, T, Unscaled, false>(Span<T>{here, columns, start}, top, Unscaled{});
+        const Segment state = sums_of<T, Wanted<true, false>, T, Unscaled, false>(Span<T>{here, columns, start}, top,
+                                                                                  second_of(top), Unscaled{});
         start ? join(all, state, 1) : void(all = state);
     }
     return all;

@@ -86,7 +86,9 @@ TORCHASSAY_INLINE void draws_in_lanes(const DrawJob& job, int64_t begin, int64_t
                 for (int lane = 0; lane < n; ++lane) members[lane] = rows[lane] + t * job.draws.stride;
                 transpose<float, In>(members, classes, y);
             }
-            const RowState<F32> state = lanes_state<float, Wanted<true, false>>(y, classes, Unscaled{});
+            const TwoLargest<F32> top = lanes_top(y, classes);
+            const RowState<F32> state =
+                lanes_state<float, Wanted<true, false>>(y, classes, Unscaled{}, top, second_in_lanes(top));
             const Finished<F32> f = finish(state, infinity);
             entropy += f.log_c + entropy_offset(f, state);
             if (job.wants_mixture()) add_probabilities(y, classes, f.m, f.c, p);

@@ -12,7 +12,8 @@ namespace torchassay {
 
 constexpr int64_t kSegment = 8192;   // long rows are cut here, always, so threads never change a bit
 constexpr int64_t kInLanes = 256;    // rows of at most this many classes stand in lanes: 16 KB of L1
-constexpr int64_t kNeighbours = 64;  // rows of an `inner` with their classes apart that are worked on together, or more
+constexpr int64_t kNeighbours = 64;  // rows of an `inner` with their classes apart are worked on by so many, or up to
+                                     // twice as many at its end
 
 // The state of one segment of a row: see row_stats.h.
 struct Segment {
@@ -29,6 +30,7 @@ struct ScoreJob {
     std::atomic<int64_t> bad_row;  // the first row whose target is out of range
 
     bool wants(Slot slot) const { return out[slot]; }
+    int64_t columns_at_once() const { return kSegment; }
     int64_t segments() const { return (rows.classes + kSegment - 1) / kSegment; }
 };
 
@@ -47,19 +49,23 @@ struct OptionTerms {
     const void* spread;  // label_smoothing / classes w_j
     const void* own;     // (1 - label_smoothing) w_j, the factor of a probability
     double inverse;      // of the temperature, where it is one number
+    double rate;         // -2 / softcap
 
-    // evenly smoothed labels: their sums need no second look at the logits
-    bool smoothed() const {
-        return options.label_smoothing > 0 && !options.weight && !options.probabilities && !capped();
-    }
     bool capped() const { return options.softcap > 0; }
     // a row's logits are mapped first, and the norm of its gradient is a sum of its own
-    bool swept() const { return options.probabilities || capped() || (options.weight && options.label_smoothing > 0); }
+    bool swept() const {
+        return options.probabilities || (options.label_smoothing > 0 && (options.weight || capped()));
+    }
+    // evenly smoothed labels: their sums need no second look at the logits
+    bool smoothed() const { return options.label_smoothing > 0 && !swept(); }
 };
 
 struct OptionJob : ScoreJob, OptionTerms {
     OptionJob(const Rows& rows, const Targets& targets, void* const* out, const OptionTerms& terms)
         : ScoreJob{rows, targets, out, {INT64_MAX}}, OptionTerms(terms) {}
+    // capped rows are summed in one piece: the sum Q of slopes is not one that can be joined
+    int64_t columns_at_once() const { return capped() ? rows.classes : kSegment; }
+    int64_t segments() const { return capped() ? 1 : ScoreJob::segments(); }
 };
 
 struct OptionGradJob : GradJob, OptionTerms {};

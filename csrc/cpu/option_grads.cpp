@@ -34,8 +34,9 @@ TORCHASSAY_INLINE GradTerms<T> terms_of(const V<T> (&stats)[7], V<T> inverse, V<
 
 template <class T, bool kCapped, bool kEntropyGrad>
 struct Entry : GradTerms<T> {
-    Softcap<T> cap;
-    TORCHASSAY_INLINE Entry(const GradTerms<T>& t, double softcap) : GradTerms<T>(t), cap(kCapped ? softcap : 1) {}
+    Softcap<T> cap{1, -2};
+    TORCHASSAY_INLINE Entry() = default;
+    TORCHASSAY_INLINE Entry(const GradTerms<T>& t, const Softcap<T>& cap) : GradTerms<T>(t), cap(cap) {}
     TORCHASSAY_INLINE V<T> operator()(V<T> x, V<T> b) const {
         const GradTerms<T>& t = *this;
         V<T> v = x, scale = t.inverse;
@@ -71,8 +72,9 @@ struct Target {
         if (kOwn) return fused(load<T>(own + j), load_tail<T>(t + j, columns), load<T>(spread + j));
         return kShared ? load<T>(spread + j) : V<T>{};
     }
-    TORCHASSAY_INLINE V<T> across(int64_t j) const {
-        if (kOwn) return fused(splat<V<T>>(own[j]), load<T>(t + j * t_stride), splat<V<T>>(spread[j]));
+    // of rows from the row `at` on, whose probabilities are neighbours
+    TORCHASSAY_INLINE V<T> across(int64_t j, int64_t at) const {
+        if (kOwn) return fused(splat<V<T>>(own[j]), load<T>(t + j * t_stride + at), splat<V<T>>(spread[j]));
         return kShared ? splat<V<T>>(spread[j]) : V<T>{};
     }
 };
@@ -158,7 +160,7 @@ void option_columns(const OptionGradJob& job, int64_t row, int64_t begin, int64_
         const V<T> x_y = splat<V<T>>(widen(x[label.y])), b_y = splat<V<T>>(b_at_label<T>(job, label.y));
         narrow(entry(x_y, b_y)[0], out + label.y);
     };
-    const double softcap = job.options.softcap;
+    const Softcap<T> softcap = softcap_of<T>(job);
     if (job.capped())
         entropy_grad ? fill(Entry<T, true, true>(terms, softcap)) : fill(Entry<T, true, false>(terms, softcap));
     else
@@ -167,49 +169,71 @@ void option_columns(const OptionGradJob& job, int64_t row, int64_t begin, int64_
 
 // ---- `lanes` rows that are neighbours in memory
 
-// Rows [begin, end) of one `inner`, at least as many as there are lanes; the last ones may be computed twice.
+template <class T, bool kCapped, bool kEntropyGrad>
+struct Neighbours {
+    static constexpr int n = Simd<T>::kLanes;
+    Entry<T, kCapped, kEntropyGrad> entry;
+    int64_t at;  // of the first of them among those that are worked on
+    typename Simd<T>::I skipped;
+    V<T> own;  // the entries of the labels
+    Label label[n];
+
+    // Rows from `row` on, whose logits begin at x.
+    template <class In>
+    TORCHASSAY_INLINE void look_up(const OptionGradJob& job, const In* x, int64_t row) {
+        T upstream[2][n] = {}, x_y[n] = {}, b_y[n] = {};
+        typename Simd<T>::Int ignored[n];
+        for (int lane = 0; lane < n; ++lane) {
+            label[lane] = label_of(job, row + lane);
+            ignored[lane] = label[lane].ignored || !job.grad_loss.data ? -1 : 0;
+            if (!ignored[lane]) upstream[0][lane] = upstream_at<T>(job.grad_loss, row + lane);
+            if (label[lane].outside) upstream[0][lane] = T(NAN);
+            if (kEntropyGrad) upstream[1][lane] = upstream_at<T>(job.grad_entropy, row + lane);
+            if (label[lane].y < 0) continue;
+            x_y[lane] = widen(x[label[lane].y * job.rows.class_stride + lane]);
+            b_y[lane] = b_at_label<T>(job, label[lane].y);
+        }
+        V<T> stats[7];
+        for (int q = 0; q < 7; ++q) stats[q] = load<T>(static_cast<const T*>(job.stats) + q * job.rows.count() + row);
+        const V<T> inverse = inverse_of<T>(job, row, n).high;
+        entry = {terms_of<T>(stats, inverse, load<T>(upstream[0]), load<T>(upstream[1])), softcap_of<T>(job)};
+        skipped = load_mask<T>(ignored);
+        own = entry(load<T>(x_y), load<T>(b_y));
+    }
+};
+
+// Rows [begin, end) of one `inner`, at least as many as there are lanes; the last ones may be computed twice. Class by
+// class, so that memory is read and written in its order.
 template <class T, class In, bool kCapped, bool kEntropyGrad>
 void option_neighbours(const OptionGradJob& job, int64_t begin, int64_t end) {
     constexpr int n = Simd<T>::kLanes;
     const int64_t classes = job.rows.classes, inner = job.rows.inner, stride = job.rows.class_stride;
-    const In* const first = RowCursor<In>(job.rows, begin).next();
     const int64_t dense =
         begin / inner * inner * classes + begin % inner;  // the first entry in [outer, classes, inner]
-    for (int64_t i = begin; i < end; i += n) {
-        if (i + n > end) i = end - n;
-        const In* const x = first + (i - begin);
-        In* const out = static_cast<In*>(job.out) + dense + (i - begin);
-        T upstream[2][n] = {}, x_y[n] = {}, b_y[n] = {};
-        typename Simd<T>::Int ignored[n];
-        Label label[n];
-        for (int lane = 0; lane < n; ++lane) {
-            const int64_t row = i + lane;
-            label[lane] = label_of(job, row);
-            ignored[lane] = label[lane].ignored || !job.grad_loss.data ? -1 : 0;
-            if (!ignored[lane]) upstream[0][lane] = upstream_at<T>(job.grad_loss, row);
-            if (label[lane].outside) upstream[0][lane] = T(NAN);
-            if (kEntropyGrad) upstream[1][lane] = upstream_at<T>(job.grad_entropy, row);
-            if (label[lane].y < 0) continue;
-            x_y[lane] = widen(x[label[lane].y * stride + lane]);
-            b_y[lane] = b_at_label<T>(job, label[lane].y);
-        }
-        V<T> stats[7];
-        for (int q = 0; q < 7; ++q) stats[q] = load<T>(static_cast<const T*>(job.stats) + q * job.rows.count() + i);
-        const V<T> inverse = inverse_of<T>(job, i, n).high;
-        const Entry<T, kCapped, kEntropyGrad> entry(
-            terms_of<T>(stats, inverse, load<T>(upstream[0]), load<T>(upstream[1])), job.options.softcap);
-        const auto skipped = load_mask<T>(ignored);
-        by_target<T>(job, dense + (i - begin), inner, [&](const auto& target) TORCHASSAY_INLINE_LAMBDA {
-            for (int64_t j = 0; j < classes; ++j) {
-                V<T> dx = entry(load<T>(x + j * stride), target.across(j));
-                if (!kEntropyGrad) dx = skipped ? V<T>{} : dx;  // also where an ignored row is poisoned
-                store<T>(out + j * inner, dx);
-            }
-        });
-        const V<T> own = entry(load<T>(x_y), load<T>(b_y));
-        for (int lane = 0; lane < n; ++lane)
-            if (label[lane].y >= 0) narrow(own[lane], out + label[lane].y * inner + lane);
+    const In* const x = RowCursor<In>(job.rows, begin).next();
+    In* const out = static_cast<In*>(job.out) + dense;
+    const int groups = int((end - begin + n - 1) / n);
+    Neighbours<T, kCapped, kEntropyGrad> rows[2 * kNeighbours / n];
+    for (int g = 0; g < groups; ++g) {
+        rows[g].at = begin + (g + 1) * n > end ? end - begin - n : g * n;
+        rows[g].look_up(job, x + rows[g].at, begin + rows[g].at);
     }
+    by_target<T>(job, dense, inner, [&](const auto& target) TORCHASSAY_INLINE_LAMBDA {
+        for (int64_t j = 0; j < classes; ++j)
+            for (int g = 0; g < groups; ++g) {
+                const int64_t at = rows[g].at;
+                __builtin_prefetch(x + j * stride + at + kNeighbours);  // the next rows
+                __builtin_prefetch(out + j * inner + at + kNeighbours, 1);
+                V<T> dx = rows[g].entry(load<T>(x + j * stride + at), target.across(j, at));
+                if (!kEntropyGrad) dx = rows[g].skipped ? V<T>{} : dx;  // also where an ignored row is poisoned
+                store<T>(out + j * inner + at, dx);
+            }
+    });
+    for (int g = 0; g < groups; ++g)
+        for (int lane = 0; lane < n; ++lane) {
+            const int64_t y = rows[g].label[lane].y;
+            if (y >= 0) narrow(rows[g].own[lane], out + y * inner + rows[g].at + lane);
+        }
 }
 
 template <class T, class In>

@@ -1,26 +1,48 @@
 // Scores under options that need no sum over the classes beyond the plain ones, and for evenly smoothed labels, whose
-// one sum more is taken along: the walks of plain rows, with differences over the temperature.
+// one sum more is taken along: the walks of plain rows, with differences over the temperature, of capped logits where
+// they are capped.
 #include "option_finish.h"
 
 namespace torchassay {
 namespace {
 
+// The norm of the gradient by logits that are capped: `label_norm` with the slopes of the top and of the label.
+template <class T>
+TORCHASSAY_INLINE V<T> capped_norm(const Finished<V<T>>& f, const RowState<V<T>>& s, const Labelled<V<T>>& l,
+                                   V<T> weight, V<T> extra, V<T> slope_m, V<T> slope_y) {
+    const V<T> beta = weight + extra, steep = f.z * f.z, zero{};
+    const auto top = l.x_y == f.m;
+    const V<T> Q = s.u == f.m ? s.Q - slope_m * slope_m : s.Q;  // of a tie one is the top
+    const V<T> left = slope_m * slope_m + (steep * Q - l.e_y * l.e_y * slope_y * slope_y);
+    const V<T> others = top ? f.z * square_root(Q) : square_root(left < 0 ? zero : left);
+    return hypotenuse(slope_y * (extra - beta * l.miss), beta * others * f.c);
+}
+
 template <class T, class LogitOf>
 TORCHASSAY_INLINE void finish_rows(OptionJob& job, const LogitOf& logit_of, int64_t i, int count,
-                                   const RowSums<V<T>>& state) {
+                                   const RowSums<V<T>>& sums) {
     const V<T> infinity = splat<V<T>>(INFINITY), zero{};
     const Inverse<V<T>> inverse = inverse_of<T>(job, i, count);
-    const Finished<V<T>> f = finish<V<T>>(state, inverse, infinity);
+    RowState<V<T>> state = sums;
+    OwnLabels<T> own;
+    if (job.targets.data) own = look_up_labels<T>(job, logit_of, i, count);
+    V<T> slope[3];  // of the top, the second and the label
+    if (job.capped()) {
+        const V<T> x[3] = {state.m, state.u, own.x_y};
+        V<T> v[3];
+        softcap_of<T>(job)(x, v, slope);
+        state.m = v[0], state.u = v[1], own.x_y = v[2];
+    }
+    const Finished<V<T>> f = finish(state, inverse, infinity);
     const auto [mu, margin] = write_unlabelled<T>(job, i, count, f, state);
     V<T> rest{}, beta{};
     if (job.targets.data) {
-        const OwnLabels<T> own = look_up_labels<T>(job, logit_of, i, count);
         const Labelled<V<T>> l = label(f, own.x_y, inverse, infinity);
         const double classes = double(job.rows.classes), smoothing = job.options.label_smoothing;
         LinearTarget<V<T>> t{};
         if (job.smoothed()) {
             const double share = smoothing / classes;
-            t = {splat<V<T>>(T(share * (classes - 1))), state.A * inverse.high * T(share), splat<V<T>>(T(share))};
+            t = {splat<V<T>>(T(share * (classes - 1))), sums.A * inverse.high * T(share), splat<V<T>>(T(share))};
         }
         t = add_label(t, f, l, own.weight);
         const V<T> z_loss = splat<V<T>>(T(job.options.z_loss)), extra = (z_loss + z_loss) * f.lse;
@@ -30,12 +52,14 @@ TORCHASSAY_INLINE void finish_rows(OptionJob& job, const LogitOf& logit_of, int6
         if (job.wants(kLoss)) write<T>(job.out[kLoss], i, count, own.counted ? loss.loss : zero);
         if (job.wants(kGradNorm)) {
             V<T> norm;
-            if (job.smoothed())
-                norm = smoothed_norm<V<T>>(f, state, l, splat<V<T>>(T(smoothing)), splat<V<T>>(T(classes)), extra);
+            if (job.capped())
+                norm = capped_norm<T>(f, state, l, own.weight, extra, slope[0], slope[2]);
+            else if (job.smoothed())
+                norm = smoothed_norm(f, state, l, splat<V<T>>(T(smoothing)), splat<V<T>>(T(classes)), extra);
             else if (job.options.z_loss == 0)
-                norm = own.weight * grad_norm_of<V<T>>(f, state, l);
+                norm = own.weight * grad_norm_of(f, state, l);
             else
-                norm = label_norm<V<T>>(f, state, l, own.weight, extra);
+                norm = label_norm(f, state, l, own.weight, extra);
             write<T>(job.out[kGradNorm], i, count, own.counted ? inverse.high * norm : zero);
         }
         if (job.wants(kTargetMargin))

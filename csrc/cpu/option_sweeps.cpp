@@ -1,4 +1,4 @@
-// Scores under options that weigh every class, or cap the logits: rows are mapped into scratch, summed there, and swept
+// Scores under options that weigh every class: rows are mapped into scratch, summed there, and swept
 // again for the norm of the gradient, which no expanded form gives where p comes near to the target.
 #include "option_sweeps.h"
 
@@ -18,7 +18,7 @@ struct Map {
     V<T> gap{};  // of classes at -inf: NaN where b = 0, as in PyTorch; the sums pass over every b = 0
 
     TORCHASSAY_INLINE explicit Map(const OptionTerms& terms)
-        : cap(kCapped ? terms.options.softcap : 1),
+        : cap(softcap_of<T>(terms)),
           own(static_cast<const T*>(terms.own)),
           spread(static_cast<const T*>(terms.spread)) {}
 
@@ -92,6 +92,7 @@ void map_block(const OptionJob& job, const Block<T>& block, SweptRows<T>& rows) 
         map(block, j, x, t, kept, share, AllReal{});
     };
     int64_t j = 0;
+    for (; kCapped && j + 8 <= job.rows.classes; j += 8) columns(j, std::integral_constant<int, 8>{});
     for (; j + 4 <= job.rows.classes; j += 4) columns(j, std::integral_constant<int, 4>{});
     for (; j < job.rows.classes; ++j) columns(j, std::integral_constant<int, 1>{});
     pad(block, job.rows.classes);
@@ -146,11 +147,17 @@ void map_row(const OptionJob& job, const In* x, const T* t, const Block<T>& bloc
         for (int i = 0; i < K; ++i) {
             const int64_t j = (s + i) * n;
             logits[i] = load<T>(x + j);
-            if (kOwn) probabilities[i] = load<T>(t + j), kept[i] = load<T>(map.own + j), share[i] = load<T>(map.spread + j);
+            if (kOwn)
+                probabilities[i] = load<T>(t + j), kept[i] = load<T>(map.own + j), share[i] = load<T>(map.spread + j);
         }
         map(block, s, logits, probabilities, kept, share, AllReal{});
     };
     int64_t s = 0;
+    for (; kCapped && s + 8 <= classes / n; s += 8) {
+        fetch<T, kOwn>(block, s, 0);
+        fetch<T, kOwn>(block, s + 4, 0);
+        columns(s, std::integral_constant<int, 8>{});
+    }
     for (; s + 4 <= classes / n; s += 4) {
         if (kCapped || kOwn) fetch<T, kOwn>(block, s, 0);
         columns(s, std::integral_constant<int, 4>{});
@@ -161,7 +168,8 @@ void map_row(const OptionJob& job, const In* x, const T* t, const Block<T>& bloc
         typename Simd<T>::Int real[n] = {};
         for (int lane = 0; lane < left; ++lane) real[lane] = -1;
         const FirstReal<typename Simd<T>::I> first{load_mask<T>(real)};
-        const V<T> logits[1] = {load_tail<T>(x + j, left)}, probabilities[1] = {kOwn ? load_tail<T>(t + j, left) : zero};
+        const V<T> logits[1] = {load_tail<T>(x + j, left)},
+                   probabilities[1] = {kOwn ? load_tail<T>(t + j, left) : zero};
         const V<T> kept[1] = {kOwn ? load<T>(map.own + j) : zero}, share[1] = {kOwn ? load<T>(map.spread + j) : zero};
         map(block, s, logits, probabilities, kept, share, first);
         ++s;
@@ -249,9 +257,10 @@ void sweep_lanes(OptionJob& job, int64_t begin, int64_t end, void* scratch) {
         } else {  // rows of one `inner`, at least as many as there are lanes; the last ones may be computed twice
             if (i + n > end) i = end - n;
             for (int lane = 0; lane < n; ++lane) x[lane] = first + (i - begin) + lane;
-            gather(x[0], stride, classes, block.v);
+            gather(x[0], rows_after(job.rows, x[0], i, n), stride, classes, block.v);
             const int64_t inner = job.rows.inner;
-            if (probabilities) gather(probabilities + i / inner * inner * classes + i % inner, inner, classes, block.b);
+            const T* const t = probabilities + i / inner * inner * classes + i % inner;
+            if (probabilities) gather(t, t + n, inner, classes, block.b);
             score_block(job, block, i, n, rows);
             predict<T, In>(job, x, i, n, rows);
         }

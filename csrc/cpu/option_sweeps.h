@@ -9,13 +9,6 @@
 namespace torchassay {
 namespace {
 
-// Where b_j of all classes but the label's comes from: there is none, the same for every row, or the row's own.
-enum class Spread { kNone, kShared, kOwn };
-
-inline Spread spread_of(const OptionTerms& terms) {
-    return terms.own ? Spread::kOwn : terms.spread ? Spread::kShared : Spread::kNone;
-}
-
 template <class T>
 struct Block {
     T *v, *slope, *b;  // slope under a softcap, b of probabilities
@@ -37,7 +30,7 @@ TORCHASSAY_INLINE Block<T> block_in(void* scratch, int64_t all, int64_t at, int6
 // second while it is summed.
 template <class T, bool kOwn>
 TORCHASSAY_INLINE void fetch(const Block<T>& block, int64_t s, int half) {
-    const auto ask = [&](const char* p, int64_t bytes) {
+    const auto ask = [&](const char* p, int64_t bytes) TORCHASSAY_INLINE_LAMBDA {
         p += s * bytes + half * 2 * bytes;
         for (int64_t line = 0; line < 2 * bytes; line += 64) __builtin_prefetch(p + line);
     };
@@ -79,23 +72,24 @@ struct SweptRows {
     T rest[n] = {}, gap[n] = {}, top[n] = {};  // of the target: LinearTarget of row_stats.h, the label left out
 };
 
-template <class T, Spread kSpread, bool kLanes>
+// b_j of all classes, the label's own part left out: the row's, of probabilities, or the same for every row.
+template <class T, bool kOwn, bool kLanes>
 TORCHASSAY_INLINE V<T> b_of(const OptionTerms& terms, const Block<T>& block, int64_t s) {
     constexpr int n = Simd<T>::kLanes;
     const T* spread = static_cast<const T*>(terms.spread);
-    if (kSpread == Spread::kOwn) return load<T>(block.b + s * n);
+    if (kOwn) return load<T>(block.b + s * n);
     return kLanes ? splat<V<T>>(spread[s]) : load<T>(spread + s * n);
 }
 
 constexpr int kTopMark = -1, kLabelMark = -2;  // in the place of e^(v - u), which is never negative
 
 // The sums of a block, whose v becomes e^((v - u) / temperature), the top class marked.
-template <class T, Spread kSpread, bool kLanes>
+template <class T, bool kOwn, bool kLanes>
 void sum_block(const OptionTerms& terms, const Block<T>& block, V<T> m, V<T> u, V<T> inverse, SweptRows<T>& rows,
                int row) {
     constexpr int n = Simd<T>::kLanes;
     const V<T> at = u == -INFINITY ? m : u, zero{};  // without a rest the top is its own point of reference
-    const bool slow_map = kSpread == Spread::kOwn || terms.capped();
+    const bool slow_map = kOwn || terms.capped();
     Wide<T> R, T_sum, rest, gap;
     V<T> top{};
     for (int64_t s = 0; s < block.steps;) {
@@ -105,23 +99,21 @@ void sum_block(const OptionTerms& terms, const Block<T>& block, V<T> m, V<T> u, 
             V<T> d[4], e[4];
             typename Simd<T>::I is_top[4];
             if (!kLanes && !slow_map) fetch<T, false>(block, s, 0);
-            if (!kLanes) fetch<T, kSpread == Spread::kOwn>(block, s, 1);
+            if (!kLanes) fetch<T, kOwn>(block, s, 1);
             for (int i = 0; i < 4; ++i) {
                 const V<T> v = load<T>(block.v + (s + i) * n);
                 is_top[i] = v > u;  // at a tie there is none
                 d[i] = min_or_second(zero, v - at);
             }
-            if (kSpread != Spread::kNone) {
-                V<T> group_rest{}, group_gap{};
-                for (int i = 0; i < 4; ++i) {
-                    const V<T> b = b_of<T, kSpread, kLanes>(terms, block, s + i), others = is_top[i] ? zero : b;
-                    top = is_top[i] ? b : top;
-                    group_rest += others;
-                    group_gap += others == 0 ? zero : others * d[i];
-                }
-                part_rest += group_rest;
-                part_gap += group_gap;
+            V<T> group_rest{}, group_gap{};
+            for (int i = 0; i < 4; ++i) {
+                const V<T> b = b_of<T, kOwn, kLanes>(terms, block, s + i), others = is_top[i] ? zero : b;
+                top = is_top[i] ? b : top;
+                group_rest += others;
+                group_gap += others == 0 ? zero : others * d[i];
             }
+            part_rest += group_rest;
+            part_gap += group_gap;
             for (int i = 0; i < 4; ++i) d[i] = clamp_exponent(d[i] * inverse);
             exp_fast(d, e);
             part_R += (e[0] + e[1]) + (e[2] + e[3]);
@@ -130,7 +122,8 @@ void sum_block(const OptionTerms& terms, const Block<T>& block, V<T> m, V<T> u, 
         }
         R.add(part_R);
         T_sum.add(part_T);
-        if (kSpread != Spread::kNone) rest.add(part_rest), gap.add(part_gap);
+        rest.add(part_rest);
+        gap.add(part_gap);
     }
     const auto keep = [&](const Wide<T>& sum, T* out, double less, double sign) {
         if (kLanes) {
@@ -143,7 +136,6 @@ void sum_block(const OptionTerms& terms, const Block<T>& block, V<T> m, V<T> u, 
     };
     keep(R, rows.R, 1, 1);  // the top class was clamped to e^0, which comes off exactly
     keep(T_sum, rows.T_sum, 0, -1);
-    if (kSpread == Spread::kNone) return;
     keep(rest, rows.rest, 0, 1);
     keep(gap, rows.gap, 0, -1);
     Wide<T> only;  // of one lane, if there is a top at all
@@ -161,7 +153,7 @@ struct Entries {
 };
 
 // The sum of the squares of a block's entries, of each lane.
-template <class T, Spread kSpread, bool kLanes, bool kCapped>
+template <class T, bool kOwn, bool kLanes, bool kCapped>
 TORCHASSAY_INLINE Wide<T> square_block(const OptionTerms& terms, const Block<T>& block, V<T> factor, V<T> top,
                                        V<T> label) {
     constexpr int n = Simd<T>::kLanes;
@@ -169,8 +161,7 @@ TORCHASSAY_INLINE Wide<T> square_block(const OptionTerms& terms, const Block<T>&
     for (int64_t s = 0; s < block.steps; s += 2)
         for (int i = 0; i < 2; ++i) {
             const V<T> e = load<T>(block.v + (s + i) * n);
-            V<T> entry = e * factor;
-            if (kSpread != Spread::kNone) entry = fused(e, factor, -b_of<T, kSpread, kLanes>(terms, block, s + i));
+            V<T> entry = fused(e, factor, -b_of<T, kOwn, kLanes>(terms, block, s + i));
             entry = e == kTopMark ? top : e == kLabelMark ? label : entry;
             if (kCapped) entry *= load<T>(block.slope + (s + i) * n);
             (i ? odd : even).add_square(entry);
@@ -180,34 +171,22 @@ TORCHASSAY_INLINE Wide<T> square_block(const OptionTerms& terms, const Block<T>&
     return even;
 }
 
-// Calls `call` with the kind of target as a type's value.
-template <Spread kSpread>
-struct SpreadIs {
-    static constexpr Spread value = kSpread;
-};
-template <class Call>
-TORCHASSAY_INLINE auto by_spread(const OptionTerms& terms, const Call& call) {
-    const Spread spread = spread_of(terms);
-    if (spread == Spread::kOwn) return call(SpreadIs<Spread::kOwn>{});
-    if (spread == Spread::kShared) return call(SpreadIs<Spread::kShared>{});
-    return call(SpreadIs<Spread::kNone>{});
-}
-
 template <class T, bool kLanes>
 void sum_block(const OptionTerms& terms, const Block<T>& block, V<T> m, V<T> u, V<T> inverse, SweptRows<T>& rows,
                int row) {
-    by_spread(terms, [&](auto spread) TORCHASSAY_INLINE_LAMBDA {
-        sum_block<T, decltype(spread)::value, kLanes>(terms, block, m, u, inverse, rows, row);
-    });
+    if (terms.own)
+        sum_block<T, true, kLanes>(terms, block, m, u, inverse, rows, row);
+    else
+        sum_block<T, false, kLanes>(terms, block, m, u, inverse, rows, row);
 }
 
 template <class T, bool kLanes>
 Wide<T> square_block(const OptionTerms& terms, const Block<T>& block, V<T> factor, V<T> top, V<T> label) {
-    return by_spread(terms, [&](auto spread) TORCHASSAY_INLINE_LAMBDA {
-        constexpr Spread kSpread = decltype(spread)::value;
-        return terms.capped() ? square_block<T, kSpread, kLanes, true>(terms, block, factor, top, label)
-                              : square_block<T, kSpread, kLanes, false>(terms, block, factor, top, label);
-    });
+    if (terms.own)
+        return terms.capped() ? square_block<T, true, kLanes, true>(terms, block, factor, top, label)
+                              : square_block<T, true, kLanes, false>(terms, block, factor, top, label);
+    return terms.capped() ? square_block<T, false, kLanes, true>(terms, block, factor, top, label)
+                          : square_block<T, false, kLanes, false>(terms, block, factor, top, label);
 }
 
 // Writes every signal of `count` rows but the norm of the gradient, which is left to its entries.
@@ -218,28 +197,21 @@ Entries<T> finish_swept(OptionJob& job, const SweptRows<T>& rows, const OwnLabel
     const RowState<V<T>> state{load<T>(rows.m), load<T>(rows.u), load<T>(rows.R), load<T>(rows.T_sum), zero};
     const Finished<V<T>> f = finish(state, inverse, infinity);
     const auto [mu, margin] = write_unlabelled<T>(job, i, count, f, state);
-    const bool labelled = job.targets.data;
-    Entries<T> entries;
-    LinearLoss<V<T>> loss{};
-    if (labelled || job.options.probabilities) {
-        LinearTarget<V<T>> t{load<T>(rows.rest), load<T>(rows.gap) * inverse.high, load<T>(rows.top)};
-        Labelled<V<T>> l{};
-        V<T> b_y = own.weight;
-        if (labelled) {
-            l = label(f, own.x_y, inverse, infinity);
-            t = add_label(t, f, l, own.weight);
-            b_y += own.spread;
-        }
-        loss = linear_loss(f, t, splat<V<T>>(T(job.options.z_loss)));
-        entries = {loss.beta * f.z * f.c, top_entry(f.c, f.r, loss.rest, loss.beta, t.top),
-                   loss.beta * l.e_y * f.c - b_y, inverse.high, own.counted};
-        loss.loss = own.counted ? loss.loss : zero;
-        loss.rest = own.counted ? loss.rest : zero;
-        loss.beta = own.counted ? loss.beta : zero;
-        if (job.wants(kLoss)) write<T>(job.out[kLoss], i, count, loss.loss);
-        if (job.wants(kTargetMargin) && labelled)
+    LinearTarget<V<T>> t{load<T>(rows.rest), load<T>(rows.gap) * inverse.high, load<T>(rows.top)};
+    Labelled<V<T>> l{};
+    if (job.targets.data) {
+        l = label(f, own.x_y, inverse, infinity);
+        t = add_label(t, f, l, own.weight);
+        if (job.wants(kTargetMargin))
             write<T>(job.out[kTargetMargin], i, count, own.counted ? target_margin_of(f, l, margin) : zero);
     }
+    LinearLoss<V<T>> loss = linear_loss(f, t, splat<V<T>>(T(job.options.z_loss)));
+    const Entries<T> entries{loss.beta * f.z * f.c, top_entry(f.c, f.r, loss.rest, loss.beta, t.top),
+                             loss.beta * l.e_y * f.c - (own.spread + own.weight), inverse.high, own.counted};
+    loss.loss = own.counted ? loss.loss : zero;
+    loss.rest = own.counted ? loss.rest : zero;
+    loss.beta = own.counted ? loss.beta : zero;
+    if (job.wants(kLoss)) write<T>(job.out[kLoss], i, count, loss.loss);
     if (job.wants(kStats)) write_stats<T>(job, i, count, f, state.u, mu, loss.rest, loss.beta);
     return entries;
 }

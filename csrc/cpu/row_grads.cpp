@@ -32,6 +32,7 @@ TORCHASSAY_INLINE RowTerms<T> terms_of(V<T> m, V<T> u, V<T> z, V<T> r, V<T> mu, 
 
 template <class T, bool kLossGrad, bool kEntropyGrad>
 struct Entry : RowTerms<T> {
+    TORCHASSAY_INLINE Entry() = default;
     TORCHASSAY_INLINE explicit Entry(const RowTerms<T>& t) : RowTerms<T>(t) {}
     TORCHASSAY_INLINE V<T> operator()(V<T> x) const {
         const auto& [u, g, c, w, gL, gH, mu] = static_cast<const RowTerms<T>&>(*this);
@@ -111,48 +112,76 @@ void grad_columns(const GradJob& job, int64_t row, int64_t begin, int64_t end) {
     narrow(entry, out + y);
 }
 
-// Rows [begin, end) of one `inner`, at least as many as there are lanes; the last ones may be computed twice.
+// What the gradient of `lanes` rows that are neighbours in memory is made of.
+template <class T, bool kLossGrad, bool kEntropyGrad>
+struct Neighbours {
+    static constexpr int n = Simd<T>::kLanes;
+    Entry<T, kLossGrad, kEntropyGrad> entry;
+    int64_t at;  // of the first of them among those that are worked on
+    typename Simd<T>::I skipped;
+    V<T> own;      // the entries of the targets, where 1 - p_y must not be formed,
+    int64_t y[n];  // and their classes; -1: none
+
+    // Rows from `row` on, whose logits begin at x.
+    template <class In>
+    TORCHASSAY_INLINE void look_up(const GradJob& job, const In* x, int64_t row) {
+        const auto stat = [&](int q) { return load<T>(static_cast<const T*>(job.stats) + q * job.rows.count() + row); };
+        T upstream[2][n] = {}, x_y[n] = {};
+        typename Simd<T>::Int ignored[n] = {}, outside[n] = {};
+        for (int lane = 0; lane < n; ++lane) {
+            if (kEntropyGrad) upstream[1][lane] = upstream_at<T>(job.grad_entropy, row + lane);
+            y[lane] = -1;
+            if (!kLossGrad) continue;
+            const int64_t target = target_at(job.targets, row + lane);
+            ignored[lane] = target == job.targets.ignore_index ? -1 : 0;
+            if (ignored[lane]) continue;
+            upstream[0][lane] = upstream_at<T>(job.grad_loss, row + lane);
+            outside[lane] = target < 0 || target >= job.rows.classes ? -1 : 0;
+            if (outside[lane]) continue;
+            y[lane] = target;
+            x_y[lane] = widen(x[target * job.rows.class_stride + lane]);
+        }
+        const V<T> gL = load<T>(upstream[0]), gH = load<T>(upstream[1]), nan = splat<V<T>>(T(NAN));
+        RowTerms<T>& t = entry;
+        t = terms_of<T>(stat(0), stat(1), stat(2), stat(3), stat(5), gL, gH);
+        skipped = load_mask<T>(ignored);
+        const auto wild = load_mask<T>(outside);
+        t.c = wild ? nan : t.c;
+        t.w = wild ? nan : t.w;
+        own = -gL * stat(4);
+        if (kEntropyGrad) own += Entry<T, false, true>(t)(load<T>(x_y));
+    }
+};
+
+// Rows [begin, end) of one `inner`, at least as many as there are lanes; the last ones may be computed twice. Class by
+// class, so that memory is read and written in its order.
 template <class T, class In, bool kLossGrad, bool kEntropyGrad>
 void grad_neighbours(const GradJob& job, int64_t begin, int64_t end) {
     constexpr int n = Simd<T>::kLanes;
-    const int64_t classes = job.rows.classes, count = job.rows.count(), inner = job.rows.inner;
-    const In* const first = RowCursor<In>(job.rows, begin).next();
-    In* const first_out = static_cast<In*>(job.out) + begin / inner * inner * classes + begin % inner;
-    for (int64_t i = begin; i < end; i += n) {
-        if (i + n > end) i = end - n;
-        const In* const x = first + (i - begin);
-        In* const out = first_out + (i - begin);
-        const auto stat = [&](int q) { return load<T>(static_cast<const T*>(job.stats) + q * count + i); };
-        T upstream[2][n] = {}, x_y[n] = {};
-        typename Simd<T>::Int ignored[n] = {}, outside[n] = {};
-        int64_t y[n];
-        for (int lane = 0; lane < n; ++lane) {
-            if (kEntropyGrad) upstream[1][lane] = upstream_at<T>(job.grad_entropy, i + lane);
-            if (!kLossGrad) continue;
-            y[lane] = target_at(job.targets, i + lane);
-            ignored[lane] = y[lane] == job.targets.ignore_index ? -1 : 0;
-            outside[lane] = !ignored[lane] && (y[lane] < 0 || y[lane] >= classes) ? -1 : 0;
-            if (!ignored[lane]) upstream[0][lane] = upstream_at<T>(job.grad_loss, i + lane);
-            if (ignored[lane] || outside[lane]) y[lane] = -1;
-            if (y[lane] >= 0) x_y[lane] = widen(x[y[lane] * job.rows.class_stride + lane]);
-        }
-        const V<T> gL = load<T>(upstream[0]), gH = load<T>(upstream[1]), zero{};
-        const auto skipped = load_mask<T>(ignored), wild = load_mask<T>(outside);
-        RowTerms<T> t = terms_of<T>(stat(0), stat(1), stat(2), stat(3), stat(5), gL, gH);
-        t.c = wild ? splat<V<T>>(T(NAN)) : t.c;
-        t.w = wild ? splat<V<T>>(T(NAN)) : t.w;
-        const Entry<T, kLossGrad, kEntropyGrad> entry(t);
-        for (int64_t j = 0; j < classes; ++j) {
-            V<T> dx = entry(load<T>(x + j * job.rows.class_stride));
-            if (!kEntropyGrad) dx = skipped ? zero : dx;  // also where an ignored row is poisoned
-            store<T>(out + j * inner, dx);
-        }
-        if (!kLossGrad) continue;
-        V<T> own = -gL * stat(4);
-        if (kEntropyGrad) own += Entry<T, false, true>(t)(load<T>(x_y));
-        for (int lane = 0; lane < n; ++lane)
-            if (y[lane] >= 0) narrow(own[lane], out + y[lane] * inner + lane);
+    const int64_t classes = job.rows.classes, inner = job.rows.inner;
+    const In* const x = RowCursor<In>(job.rows, begin).next();
+    In* const out = static_cast<In*>(job.out) + begin / inner * inner * classes + begin % inner;
+    const int groups = int((end - begin + n - 1) / n);
+    Neighbours<T, kLossGrad, kEntropyGrad> rows[2 * kNeighbours / n];
+    for (int g = 0; g < groups; ++g) {
+        rows[g].at = begin + (g + 1) * n > end ? end - begin - n : g * n;
+        rows[g].look_up(job, x + rows[g].at, begin + rows[g].at);
     }
+    for (int64_t j = 0; j < classes; ++j)
+        for (int g = 0; g < groups; ++g) {
+            const In* const logits = x + j * job.rows.class_stride + rows[g].at;
+            In* const entries = out + j * inner + rows[g].at;
+            __builtin_prefetch(logits + kNeighbours);  // the next rows
+            __builtin_prefetch(entries + kNeighbours, 1);
+            V<T> dx = rows[g].entry(load<T>(logits));
+            if (!kEntropyGrad) dx = rows[g].skipped ? V<T>{} : dx;  // also where an ignored row is poisoned
+            store<T>(entries, dx);
+        }
+    for (int g = 0; g < groups && kLossGrad; ++g)
+        for (int lane = 0; lane < n; ++lane) {
+            const int64_t y = rows[g].y[lane];
+            if (y >= 0) narrow(rows[g].own[lane], out + y * inner + rows[g].at + lane);
+        }
 }
 
 template <class T, class In>

@@ -1,7 +1,7 @@
 // What a row is reduced to, whichever way it stands: its two largest values and the sums R, T and Q of row_stats.h.
 #pragma once
 #include "kernels.h"
-#include "vec_math.h"
+#include "softcap.h"
 #include "vec_memory.h"
 // after the vector operations it is made of
 #include "../row_stats.h"
@@ -18,17 +18,33 @@ struct Wanted {
     static constexpr bool kEntropy = entropy, kNorm = norm, kSpread = spread;
 };
 
-// A difference to u as an exponent: as it is, or over the temperature.
+// How logits become exponents, and how many vectors at once: enough that none waits for the one before.
+//
+// By their difference to u, as it is,
 struct Unscaled {
+    static constexpr bool kCapped = false;
+    static constexpr int kAtOnce = 4;
     template <class V>
     TORCHASSAY_INLINE V operator()(V d) const {
         return d;
     }
 };
-template <class V>
+// over the temperature,
+template <class T>
 struct Scaled {
-    V inverse;
-    TORCHASSAY_INLINE V operator()(V d) const { return d * inverse; }
+    static constexpr bool kCapped = false;
+    static constexpr int kAtOnce = 4;
+    V<T> inverse;
+    TORCHASSAY_INLINE V<T> operator()(V<T> d) const { return d * inverse; }
+};
+// or that of capped logits; Q is then the sum of (slope_j e^d_j)^2, the norm of a gradient by what was capped.
+template <class T>
+struct Capped {
+    static constexpr bool kCapped = true;
+    static constexpr int kAtOnce = 8;
+    Softcap<T> cap;
+    V<T> inverse;
+    TORCHASSAY_INLINE V<T> operator()(V<T> d) const { return d * inverse; }
 };
 
 template <class V>
@@ -51,30 +67,45 @@ struct RowSums : RowState<V> {
 
 // Adds e^d of K vectors d <= 0 to the sums that are wanted. The K are summed from zero first: a lane that holds the
 // top's e^0 = 1 would round every small term alike.
-template <class W, int K, class Scale, class V>
-TORCHASSAY_INLINE void add_exp(Sums<V>& sums, const Scale& scale, V (&d)[K]) {
+template <class W, int K, class How, class V>
+TORCHASSAY_INLINE void add_exp(Sums<V>& sums, const How& how, V (&d)[K], const V (&slope)[K]) {
     V e[K];
-    for (int i = 0; i < K; ++i) d[i] = clamp_exponent(scale(d[i]));
+    for (int i = 0; i < K; ++i) d[i] = clamp_exponent(how(d[i]));
     exp_fast(d, e);
-    Sums<V> group{e[0], e[0] * d[0], e[0] * e[0], V{}};
+    const auto steep = [&](int i) { return How::kCapped ? e[i] * slope[i] : e[i]; };
+    Sums<V> group{e[0], e[0] * d[0], steep(0) * steep(0), V{}};
     for (int i = 1; i < K; ++i) {
         group.R += e[i];
         if (W::kEntropy) group.T = fused(e[i], d[i], group.T);
-        if (W::kNorm) group.Q = fused(e[i], e[i], group.Q);
+        if (W::kNorm) group.Q = fused(steep(i), steep(i), group.Q);
     }
     sums.R += group.R;
     if (W::kEntropy) sums.T += group.T;
     if (W::kNorm) sums.Q += group.Q;
 }
 
-// Adds the first `count` of K differences to A, which no clamp may touch: padding is left out, a class at -inf is not.
-template <class W, int K, class V>
-TORCHASSAY_INLINE void add_spread(Sums<V>& sums, const V (&d)[K], int64_t count = K) {
-    if (!W::kSpread) return;
-    V group{};
-    for (int i = 0; i < K; ++i)
-        if (i < count) group += d[i];
-    sums.A += group;
+// Adds K vectors of logits, the top class as e^0. Only the first `count` take part in A, which no clamp may touch:
+// padding is left out, a class at -inf is not.
+template <class W, int K, class How, class V>
+TORCHASSAY_INLINE void add_logits(Sums<V>& sums, const How& how, V u, const V (&x)[K], int64_t count = K) {
+    V d[K], slope[K];
+    if constexpr (How::kCapped) {
+        V v[K];
+        how.cap(x, v, slope);
+        for (int i = 0; i < K; ++i) {
+            d[i] = min_or_second(V{}, v[i] - u);
+            slope[i] = v[i] > u ? V{} : slope[i];  // the top stays out of Q: 1 may be much more than all the rest
+        }
+    } else {
+        for (int i = 0; i < K; ++i) d[i] = min_or_second(V{}, x[i] - u);
+    }
+    if (W::kSpread) {
+        V group{};
+        for (int i = 0; i < K; ++i)
+            if (i < count) group += d[i];
+        sums.A += group;
+    }
+    add_exp<W>(sums, how, d, slope);
 }
 
 template <class V>
@@ -90,30 +121,23 @@ struct TwoLargest {
     }
 };
 
-// Calls `call` with what a job wants of a row.
-template <class Call>
-TORCHASSAY_INLINE auto by_wanted(const ScoreJob& job, const Call& call) {
+// Calls `call` with what a job wants of a row, and how the logits of `count` rows from row i on become exponents.
+template <class T, class Call>
+TORCHASSAY_INLINE auto by_sums(const ScoreJob& job, int64_t, int, const Call& call) {
     const bool entropy = job.wants(kEntropy), norm = job.wants(kGradNorm);
-    if (entropy && norm) return call(Wanted<true, true>{});
-    if (entropy) return call(Wanted<true, false>{});
-    if (norm) return call(Wanted<false, true>{});
-    return call(Wanted<false, false>{});
-}
-template <class T>
-TORCHASSAY_INLINE Unscaled scale_of(const ScoreJob&, int64_t, int) {
-    return {};
+    if (entropy && norm) return call(Wanted<true, true>{}, Unscaled{});
+    if (entropy) return call(Wanted<true, false>{}, Unscaled{});
+    if (norm) return call(Wanted<false, true>{}, Unscaled{});
+    return call(Wanted<false, false>{}, Unscaled{});
 }
 template <class T>
 TORCHASSAY_INLINE double inverse_at(const ScoreJob&, int64_t) {
     return 1;
 }
-
-// Under options there are both sums or none: that halves the code, and together they cost little.
-template <class Call>
-TORCHASSAY_INLINE auto by_wanted(const OptionJob& job, const Call& call) {
-    const bool both = job.wants(kEntropy) || job.wants(kGradNorm);
-    if (job.smoothed()) return both ? call(Wanted<true, true, true>{}) : call(Wanted<false, false, true>{});
-    return both ? call(Wanted<true, true>{}) : call(Wanted<false, false>{});
+// What a job takes a logit for.
+template <class V>
+TORCHASSAY_INLINE V logit_of(const ScoreJob&, V x) {
+    return x;
 }
 
 // 1 / temperature of `count` rows from row i on; the lanes after them repeat the first.
@@ -131,8 +155,38 @@ TORCHASSAY_INLINE Inverse<V<T>> inverse_of(const OptionTerms& terms, int64_t i, 
     return {high, ((1 - product) - lost_in_product(t, high, product)) * high};
 }
 template <class T>
-TORCHASSAY_INLINE Scaled<V<T>> scale_of(const OptionJob& job, int64_t i, int count) {
-    return {inverse_of<T>(job, i, count).high};
+TORCHASSAY_INLINE Softcap<T> softcap_of(const OptionTerms& terms) {
+    return {terms.options.softcap, terms.rate};
+}
+
+template <class V>
+TORCHASSAY_INLINE V logit_of(const OptionJob& job, V x) {
+    if (!job.capped()) return x;
+    const V one[1] = {x};
+    V v[1], slope[1];
+    softcap_of<Element<V>>(job)(one, v, slope);
+    return v[0];
+}
+
+template <class How, class Call>
+TORCHASSAY_INLINE auto by_option_sums(const OptionJob& job, const How& how, const Call& call) {
+    const bool both = job.wants(kEntropy) || job.wants(kGradNorm);
+    if (job.smoothed()) return both ? call(Wanted<true, true, true>{}, how) : call(Wanted<false, false, true>{}, how);
+    return both ? call(Wanted<true, true>{}, how) : call(Wanted<false, false>{}, how);
+}
+
+// Under options there are both sums or none: that halves the code, and together they cost little.
+template <class T, class Call>
+TORCHASSAY_INLINE auto by_sums(const OptionJob& job, int64_t i, int count, const Call& call) {
+    const bool both = job.wants(kEntropy) || job.wants(kGradNorm);
+    if (!job.capped() && !job.options.temperature.data && job.inverse == 1)
+        return by_option_sums(job, Unscaled{}, call);
+    const V<T> inverse = inverse_of<T>(job, i, count).high;
+    if (job.capped()) {
+        const Capped<T> how{softcap_of<T>(job), inverse};
+        return both ? call(Wanted<true, true>{}, how) : call(Wanted<false, false>{}, how);
+    }
+    return by_option_sums(job, Scaled<T>{inverse}, call);
 }
 template <class T>
 TORCHASSAY_INLINE double inverse_at(const OptionJob& job, int64_t i) {

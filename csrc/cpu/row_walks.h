@@ -33,16 +33,19 @@ void score_states(Job& job, int64_t begin, int64_t end, const Segment* states) {
             // the top of the next span is found before this one is summed, so that neither waits for the other
             Span<In> span = span_of<T, In>(job, rows[0], 0);
             TwoLargest<T> top = top_of<T, In>(span);
+            V<T> u = logit_of(job, second_of(top));
             for (int lane = 0; lane < count; ++lane) {
                 for (int64_t s = 0; s < segments; ++s) {
                     const Span<In> here = span;
                     const TwoLargest<T> its = top;
+                    const V<T> its_u = u;
                     if (s + 1 < segments || lane + 1 < count) {
                         span = s + 1 < segments ? span_of<T, In>(job, rows[lane], s + 1)
                                                 : span_of<T, In>(job, rows[lane + 1], 0);
                         top = top_of<T, In>(span);
+                        u = logit_of(job, second_of(top));
                     }
-                    const Segment state = sums_of<T, In>(job, i + lane, here, its);
+                    const Segment state = sums_of<T, In>(job, i + lane, here, its, its_u);
                     s ? join(found[lane], state, inverse_at<T>(job, i + lane)) : void(found[lane] = state);
                 }
             }
@@ -64,9 +67,10 @@ void score_states(Job& job, int64_t begin, int64_t end, const Segment* states) {
 
 // The state of a block of `count` rows, finished.
 template <class T, class In, class Job>
-TORCHASSAY_INLINE void score_block(Job& job, const T* block, const In* const* rows, int64_t i, int count) {
+TORCHASSAY_INLINE void score_block(Job& job, const T* block, const TwoLargest<V<T>>& top, const In* const* rows,
+                                   int64_t i, int count) {
     const int64_t classes = job.rows.classes;
-    const RowSums<V<T>> state = lanes_state<T>(job, block, i, count);
+    const RowSums<V<T>> state = lanes_state<T>(job, block, top, i, count);
     finish_rows<T>(job, Logits<In>{rows, job.rows.class_stride}, i, count, state);
     if (auto* prediction = static_cast<int64_t*>(job.out[kPrediction]))
         for (int lane = 0; lane < count; ++lane) {
@@ -84,8 +88,9 @@ void score_neighbours(Job& job, int64_t begin, int64_t end, T* block) {
         if (i + n > end) i = end - n;
         const In* rows[n];
         for (int lane = 0; lane < n; ++lane) rows[lane] = x + (i - begin) + lane;
-        gather(rows[0], job.rows.class_stride, job.rows.classes, block);
-        score_block<T, In>(job, block, rows, i, n);
+        const In* const next = rows_after(job.rows, rows[0], i, n);
+        const auto top = gather(rows[0], next, job.rows.class_stride, job.rows.classes, block);
+        score_block<T, In>(job, block, top, rows, i, n);
     }
 }
 
@@ -107,14 +112,15 @@ void score_rows(Job& job, int64_t begin, int64_t end, void* scratch) {
             const char* next = reinterpret_cast<const char*>(rows[lane] + n * job.rows.inner_stride);
             for (int64_t line = 0; line < classes * int64_t(sizeof(In)); line += 64) __builtin_prefetch(next + line);
         }
-        score_block<T, In>(job, block, rows, i, count);
+        score_block<T, In>(job, block, lanes_top(block, classes), rows, i, count);
     }
 }
 
 template <class T, class In, class Job>
 void score_segment(const Job& job, int64_t row, int64_t segment, Segment* out) {
     const Span<In> span = span_of<T, In>(job, RowCursor<In>(job.rows, row).next(), segment);
-    *out = sums_of<T, In>(job, row, span, top_of<T, In>(span));
+    const TwoLargest<T> top = top_of<T, In>(span);
+    *out = sums_of<T, In>(job, row, span, top, logit_of(job, second_of(top)));
 }
 
 }  // namespace

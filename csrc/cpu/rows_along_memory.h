@@ -24,6 +24,12 @@ TORCHASSAY_INLINE TwoLargest<T> over_lanes(const TwoLargest<V<T>>& a) {
     return {m, mask & (mask - 1) ? m : u};  // in two lanes: a tie
 }
 
+// The point of reference of a row's sums: without a rest any will do, as all differences are -inf or NaN.
+template <class T>
+TORCHASSAY_INLINE V<T> second_of(const TwoLargest<T>& top) {
+    return splat<V<T>>(top.u == -INFINITY ? T(0) : top.u);
+}
+
 template <class T, class In>
 TORCHASSAY_INLINE TwoLargest<T> top_of(const Span<In>& span) {
     constexpr int n = Simd<T>::kLanes;
@@ -44,39 +50,44 @@ TORCHASSAY_INLINE TwoLargest<T> top_of(const Span<In>& span) {
     return over_lanes<T>(a);
 }
 
-template <class T, class W, class In, class Scale, bool kFromMemory = true>
-TORCHASSAY_INLINE Segment sums_of(const Span<In>& span, const TwoLargest<T>& top, const Scale& scale) {
+// The sums relative to u in all lanes, which is what `how` makes of the second largest logit.
+template <class T, class W, class In, class How, bool kFromMemory = true>
+TORCHASSAY_INLINE Segment sums_of(const Span<In>& span, const TwoLargest<T>& top, V<T> u, const How& how) {
     constexpr int n = Simd<T>::kLanes;
     const In* const x = span.x;
     const int64_t columns = span.columns;
-    // without a rest any point of reference will do: all d are -inf or NaN
-    const V<T> u = splat<V<T>>(top.u == -INFINITY ? T(0) : top.u);
     const int64_t whole = columns / (2 * n) * (2 * n);
-    // what comes four rows or segments further in memory arrives while this one is computed
-    const auto ahead = [&](int64_t j, int64_t count) {
+    // what comes four rows or segments further in memory arrives while this one is computed; inlined, because GCC takes
+    // a function that only prefetches for one that does nothing
+    const auto ahead = [&](int64_t j, int64_t count) TORCHASSAY_INLINE_LAMBDA {
         if (!kFromMemory) return;
         for (int64_t line = 0; line < count * int64_t(sizeof(In)); line += 64)
             __builtin_prefetch(reinterpret_cast<const char*>(x + j + 4 * columns) + line);
     };
-    const V<T> zero{};
     F64 R{}, T_sum{}, Q{}, A{};
     for (int64_t j = 0; j < columns;) {
         const int64_t stop = j + kFlush < whole ? j + kFlush : whole;
         Sums<V<T>> sums;
-        for (; j + 4 * n <= stop; j += 4 * n) {
-            ahead(j, 4 * n);
+        constexpr int K = How::kAtOnce;
+        for (; j + K * n <= stop; j += K * n) {
+            ahead(j, K * n);
+            V<T> logits[K];
+            for (int i = 0; i < K; i += 2) {
+                const Pair<V<T>> pair = load_pair<T>(x + j + i * n);
+                logits[i] = pair.a, logits[i + 1] = pair.b;
+            }
+            add_logits<W>(sums, how, u, logits);
+        }
+        for (; K == 8 && j + 4 * n <= stop; j += 4 * n) {
             const Pair<V<T>> first = load_pair<T>(x + j), second = load_pair<T>(x + j + 2 * n);
-            V<T> d[4] = {min_or_second(zero, first.a - u), min_or_second(zero, first.b - u),
-                         min_or_second(zero, second.a - u), min_or_second(zero, second.b - u)};
-            add_spread<W>(sums, d);
-            add_exp<W>(sums, scale, d);
+            const V<T> logits[4] = {first.a, first.b, second.a, second.b};
+            add_logits<W>(sums, how, u, logits);
         }
         for (; j < stop || (j == whole && j < columns); j += 2 * n) {
             ahead(j, 2 * n);
             const Pair<V<T>> pair = j < whole ? load_pair<T>(x + j) : load_pair_tail<T>(x + j, int(columns - j));
-            V<T> d[2] = {min_or_second(zero, pair.a - u), min_or_second(zero, pair.b - u)};
-            if (j < whole) add_spread<W>(sums, d);
-            add_exp<W>(sums, scale, d);
+            const V<T> logits[2] = {pair.a, pair.b};
+            add_logits<W>(sums, how, u, logits, j < whole ? 2 : 0);
         }
         R += widened<T>(sums.R);
         if (W::kEntropy) T_sum += widened<T>(sums.T);
@@ -96,7 +107,7 @@ TORCHASSAY_INLINE Segment sums_of(const Span<In>& span, const TwoLargest<T>& top
         state.R = state.T = state.Q = state.R - state.R;  // 0, or NaN if one was seen
     } else {
         state.R -= 1;  // the top class was clamped to e^0: 1 in R and Q, nothing in T and A, which comes off exactly
-        state.Q -= 1;
+        state.Q -= How::kCapped ? 0 : 1;
     }
     return state;
 }
@@ -112,18 +123,18 @@ TORCHASSAY_INLINE int64_t column_of(const Span<In>& span, T m) {
 }
 
 template <class T, class In, class Job>
-TORCHASSAY_INLINE Segment sums_of(const Job& job, int64_t row, const Span<In>& span, const TwoLargest<T>& top) {
-    const auto scale = scale_of<T>(job, row, 1);
-    Segment state = by_wanted(
-        job, [&](auto wanted) TORCHASSAY_INLINE_LAMBDA { return sums_of<T, decltype(wanted)>(span, top, scale); });
+TORCHASSAY_INLINE Segment sums_of(const Job& job, int64_t row, const Span<In>& span, const TwoLargest<T>& top, V<T> u) {
+    Segment state = by_sums<T>(job, row, 1, [&](auto wanted, const auto& how) TORCHASSAY_INLINE_LAMBDA {
+        return sums_of<T, decltype(wanted)>(span, top, u, how);
+    });
     if (job.wants(kPrediction)) state.k = column_of<T, In>(span, top.m);
     return state;
 }
 
-template <class T, class In>
-TORCHASSAY_INLINE Span<In> span_of(const ScoreJob& job, const In* row, int64_t segment) {
-    const int64_t start = segment * kSegment, rest = job.rows.classes - start;
-    return {row + start, rest < kSegment ? rest : kSegment, start};
+template <class T, class In, class Job>
+TORCHASSAY_INLINE Span<In> span_of(const Job& job, const In* row, int64_t segment) {
+    const int64_t most = job.columns_at_once(), start = segment * most, rest = job.rows.classes - start;
+    return {row + start, rest < most ? rest : most, start};
 }
 
 // The sum A of a part of a row, which is relative to its own u, relative to a higher one.

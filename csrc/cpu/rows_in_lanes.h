@@ -82,49 +82,77 @@ TORCHASSAY_INLINE void transpose(const In* const* rows, int64_t classes, T* bloc
         for (int64_t j = 0; j < classes; ++j) block[j * n + i] = widen(rows[i][j]);
 }
 
-// The same of `lanes` rows that are neighbours in memory, their classes `stride` apart.
+// The same of `lanes` rows that are neighbours in memory, their classes `stride` apart; returns their largest values.
+// Those that come `next` arrive meanwhile.
 template <class T, class In>
-TORCHASSAY_INLINE void gather(const In* x, int64_t stride, int64_t classes, T* block) {
-    constexpr int n = Simd<T>::kLanes;
-    for (int64_t j = 0; j < classes; ++j) {
-        __builtin_prefetch(x + j * stride + n);  // the next rows
-        store<T>(block + j * n, load<T>(x + j * stride));
-    }
-    for (int64_t j = classes; j % 4; ++j) store<T>(block + j * n, splat<V<T>>(-INFINITY));
-}
-
-template <class T, class W, class Scale>
-TORCHASSAY_INLINE RowSums<V<T>> lanes_state(const T* block, int64_t classes, const Scale& scale) {
+TORCHASSAY_INLINE TwoLargest<V<T>> gather(const In* x, const In* next, int64_t stride, int64_t classes, T* block) {
     constexpr int n = Simd<T>::kLanes;
     TwoLargest<V<T>> top{splat<V<T>>(-INFINITY), splat<V<T>>(-INFINITY)};
-    for (int64_t j = 0; j < classes; ++j) top.add(load<T>(block + j * n));
+    for (int64_t j = 0; j < classes; ++j) {
+        __builtin_prefetch(next + j * stride);
+        const V<T> logits = load<T>(x + j * stride);
+        store<T>(block + j * n, logits);
+        top.add(logits);
+    }
+    for (int64_t j = classes; j % 4; ++j) store<T>(block + j * n, splat<V<T>>(-INFINITY));
+    return top;
+}
+
+// The rows after those of x: the neighbours, or at the end of an `inner` those of the next.
+template <class In>
+TORCHASSAY_INLINE const In* rows_after(const Rows& rows, const In* x, int64_t row, int lanes) {
+    const int64_t at = row % rows.inner;
+    return at + lanes < rows.inner ? x + lanes : x - at + rows.outer_stride;
+}
+
+template <class T>
+TORCHASSAY_INLINE TwoLargest<V<T>> lanes_top(const T* block, int64_t classes) {
+    TwoLargest<V<T>> top{splat<V<T>>(-INFINITY), splat<V<T>>(-INFINITY)};
+    for (int64_t j = 0; j < classes; ++j) top.add(load<T>(block + j * Simd<T>::kLanes));
+    return top;
+}
+
+// The point of reference of the sums: without a rest any will do, as all differences are -inf or NaN.
+template <class V>
+TORCHASSAY_INLINE V second_in_lanes(const TwoLargest<V>& top) {
+    return top.u == -INFINITY ? V{} : top.u;
+}
+
+// The sums relative to u, which is what `how` makes of the second largest logits.
+template <class T, class W, class How>
+TORCHASSAY_INLINE RowSums<V<T>> lanes_state(const T* block, int64_t classes, const How& how,
+                                            const TwoLargest<V<T>>& top, V<T> u) {
+    constexpr int n = Simd<T>::kLanes;
     const auto lone = top.u == -INFINITY;
-    const V<T> u = lone ? V<T>{} : top.u;
     Sums<V<T>> all, part;
     for (int64_t j = 0; j < classes;) {
         const int64_t stop = j + 16 < classes ? j + 16 : classes;  // levels keep the error of long sums down
         Sums<V<T>> group;
-        for (; j < stop; j += 4) {
-            V<T> d[4];
-            for (int i = 0; i < 4; ++i) d[i] = min_or_second(V<T>{}, load<T>(block + (j + i) * n) - u);
-            add_spread<W>(group, d, classes - j);
-            add_exp<W>(group, scale, d);
-        }
+        const auto add = [&](auto columns) TORCHASSAY_INLINE_LAMBDA {
+            constexpr int K = decltype(columns)::value;
+            V<T> x[K];
+            for (int i = 0; i < K; ++i) x[i] = load<T>(block + (j + i) * n);
+            add_logits<W>(group, how, u, x, classes - j);
+            j += K;
+        };
+        if constexpr (How::kAtOnce == 8)
+            while (j + 8 <= stop) add(std::integral_constant<int, 8>{});
+        while (j < stop) add(std::integral_constant<int, 4>{});
         part.add(group);
         if (j % kInLanes == 0) all.add(part), part = {};
     }
     all.add(part);
     // the top class was clamped to e^0: 1 in R and Q, nothing in T and A, which comes off exactly
     const V<T> none = all.R - all.R;  // 0 or NaN
-    const V<T> A = classes == 1 ? V<T>{} : -all.A;
-    return {{top.m, top.u, lone ? none : all.R - 1, lone ? none : -all.T, lone ? none : all.Q - 1}, A};
+    const V<T> A = classes == 1 ? V<T>{} : -all.A, Q = How::kCapped ? all.Q : all.Q - 1;
+    return {{top.m, top.u, lone ? none : all.R - 1, lone ? none : -all.T, lone ? none : Q}, A};
 }
 
 template <class T, class Job>
-TORCHASSAY_INLINE RowSums<V<T>> lanes_state(const Job& job, const T* block, int64_t i, int count) {
-    const auto scale = scale_of<T>(job, i, count);
-    return by_wanted(job, [&](auto wanted) TORCHASSAY_INLINE_LAMBDA {
-        return lanes_state<T, decltype(wanted)>(block, job.rows.classes, scale);
+TORCHASSAY_INLINE RowSums<V<T>> lanes_state(const Job& job, const T* block, const TwoLargest<V<T>>& top, int64_t i,
+                                            int count) {
+    return by_sums<T>(job, i, count, [&](auto wanted, const auto& how) TORCHASSAY_INLINE_LAMBDA {
+        return lanes_state<T, decltype(wanted)>(block, job.rows.classes, how, top, logit_of(job, second_in_lanes(top)));
     });
 }
 

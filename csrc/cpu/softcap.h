@@ -14,8 +14,9 @@ class Softcap {
     using I = typename S::I;
 
 public:
-    TORCHASSAY_INLINE explicit Softcap(double height) : height_(splat<V>(T(height))) {
-        const double rate = -2 / height, largest = sizeof(T) == 4 ? 3e38 : 1e308;
+    // `rate` is -2 / height.
+    TORCHASSAY_INLINE Softcap(double height, double rate) : height_(splat<V>(T(height))) {
+        const double largest = sizeof(T) == 4 ? 3e38 : 1e308;
         const double furthest = (sizeof(T) == 4 ? 44 : 354.6) * height;  // e^(-2 y) is exactly 0 there: kLowest
         limit_ = splat<V>(T(furthest < largest ? furthest : largest));
         high_ = splat<V>(T(rate)), low_ = splat<V>(T(rate - double(T(rate))));
