@@ -46,6 +46,7 @@ struct OptionTerms {
     // what every row's target has in common, in the dtype of the options, followed by four vectors of 0, or null
     const void* spread;  // label_smoothing / classes w_j
     const void* own;     // (1 - label_smoothing) w_j, the factor of a probability
+    double inverse;      // of the temperature, where it is one number
 
     // evenly smoothed labels: their sums need no second look at the logits
     bool smoothed() const {

@@ -144,7 +144,7 @@ struct ByClass {
 // Calls `call` with the options of a call as kernels read them.
 template <class Call>
 void with_terms(const Rows& rows, const Targets& targets, const Options& given, const Call& call) {
-    OptionTerms terms{given, nullptr, nullptr};
+    OptionTerms terms{given, nullptr, nullptr, 1 / given.temperature.value};
     Options& options = terms.options;
     if (!targets.data && !options.probabilities) options.weight = nullptr, options.label_smoothing = options.z_loss = 0;
     std::unique_ptr<ByClass> spread, own;

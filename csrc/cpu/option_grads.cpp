@@ -40,9 +40,11 @@ struct Entry : GradTerms<T> {
         const GradTerms<T>& t = *this;
         V<T> v = x, scale = t.inverse;
         if (kCapped) {
-            const auto point = cap(x);
-            v = point.v;
-            scale *= point.slope;
+            const V<T> raw[1] = {x};
+            V<T> capped[1], slope[1];
+            cap(raw, capped, slope);
+            v = capped[0];
+            scale *= slope[0];
         }
         const V<T> d = clamp_exponent((v - t.u) * t.inverse), below[1] = {min_or_second(V<T>{}, d)};
         V<T> e[1];

@@ -22,25 +22,29 @@ struct Map {
           own(static_cast<const T*>(terms.own)),
           spread(static_cast<const T*>(terms.spread)) {}
 
-    // Vector s: logits x, probabilities t, and the two parts of their targets. Lanes that are not `real` are padding.
-    template <class Real>
-    TORCHASSAY_INLINE void operator()(const Block<T>& to, int64_t s, V<T> x, V<T> t, V<T> kept, V<T> share, Real real) {
+    // Vectors s to s + K: logits x, probabilities t, and the two parts of their targets. Lanes not `real` are padding.
+    template <int K, class Real>
+    TORCHASSAY_INLINE void operator()(const Block<T>& to, int64_t s, const V<T> (&x)[K], const V<T> (&t)[K],
+                                      const V<T> (&kept)[K], const V<T> (&share)[K], Real real) {
         constexpr int n = Simd<T>::kLanes;
         const V<T> none = splat<V<T>>(-INFINITY), zero{};
-        V<T> v = x;
-        if (kCapped) {
-            const auto point = cap(x);
-            v = real.select(point.v, none);
-            highest = max_or_second(x, highest);
-            store<T>(to.slope + s * n, real.select(point.slope, zero));
+        V<T> v[K], slope[K];
+        if (kCapped) cap(x, v, slope);
+        for (int i = 0; i < K; ++i) {
+            const int64_t at = (s + i) * n;
+            if (kCapped) {
+                highest = max_or_second(x[i], highest);
+                store<T>(to.slope + at, real.select(slope[i], zero));
+            }
+            const V<T> logit = kCapped ? real.select(v[i], none) : x[i];
+            if (kOwn) {
+                const V<T> b = fused(kept[i], t[i], share[i]);
+                store<T>(to.b + at, real.select(b, zero));
+                if (!kCapped) gap += real.select(logit == none ? b * logit : zero, zero);
+            }
+            store<T>(to.v + at, logit);
+            top.add(logit);
         }
-        if (kOwn) {
-            const V<T> b = fused(kept, t, share);
-            store<T>(to.b + s * n, real.select(b, zero));
-            if (!kCapped) gap += real.select(v == none ? b * v : zero, zero);
-        }
-        store<T>(to.v + s * n, v);
-        top.add(v);
     }
 };
 
@@ -76,11 +80,20 @@ template <class T, bool kCapped, bool kOwn>
 void map_block(const OptionJob& job, const Block<T>& block, SweptRows<T>& rows) {
     constexpr int n = Simd<T>::kLanes;
     Map<T, kCapped, kOwn> map(job);
-    for (int64_t j = 0; j < job.rows.classes; ++j) {
-        const V<T> t = kOwn ? load<T>(block.b + j * n) : V<T>{};
-        const V<T> kept = splat<V<T>>(kOwn ? map.own[j] : T(0)), share = splat<V<T>>(kOwn ? map.spread[j] : T(0));
-        map(block, j, load<T>(block.v + j * n), t, kept, share, AllReal{});
-    }
+    const auto columns = [&](int64_t j, auto how_many) TORCHASSAY_INLINE_LAMBDA {
+        constexpr int K = decltype(how_many)::value;
+        V<T> x[K], t[K] = {}, kept[K] = {}, share[K] = {};
+        for (int i = 0; i < K; ++i) {
+            x[i] = load<T>(block.v + (j + i) * n);
+            if (!kOwn) continue;
+            t[i] = load<T>(block.b + (j + i) * n);
+            kept[i] = splat<V<T>>(map.own[j + i]), share[i] = splat<V<T>>(map.spread[j + i]);
+        }
+        map(block, j, x, t, kept, share, AllReal{});
+    };
+    int64_t j = 0;
+    for (; j + 4 <= job.rows.classes; j += 4) columns(j, std::integral_constant<int, 4>{});
+    for (; j < job.rows.classes; ++j) columns(j, std::integral_constant<int, 1>{});
     pad(block, job.rows.classes);
     store<T>(rows.m, map.top.m);
     store<T>(rows.u, map.top.u);
@@ -127,19 +140,30 @@ void map_row(const OptionJob& job, const In* x, const T* t, const Block<T>& bloc
     const int64_t classes = job.rows.classes;
     Map<T, kCapped, kOwn> map(job);
     const V<T> zero{};
+    const auto columns = [&](int64_t s, auto how_many) TORCHASSAY_INLINE_LAMBDA {
+        constexpr int K = decltype(how_many)::value;
+        V<T> logits[K], probabilities[K] = {}, kept[K] = {}, share[K] = {};
+        for (int i = 0; i < K; ++i) {
+            const int64_t j = (s + i) * n;
+            logits[i] = load<T>(x + j);
+            if (kOwn) probabilities[i] = load<T>(t + j), kept[i] = load<T>(map.own + j), share[i] = load<T>(map.spread + j);
+        }
+        map(block, s, logits, probabilities, kept, share, AllReal{});
+    };
     int64_t s = 0;
-    for (; s < classes / n; ++s) {
-        const int64_t j = s * n;
-        map(block, s, load<T>(x + j), kOwn ? load<T>(t + j) : zero, kOwn ? load<T>(map.own + j) : zero,
-            kOwn ? load<T>(map.spread + j) : zero, AllReal{});
+    for (; s + 4 <= classes / n; s += 4) {
+        if (kCapped || kOwn) fetch<T, kOwn>(block, s, 0);
+        columns(s, std::integral_constant<int, 4>{});
     }
-    if (const int columns = int(classes % n)) {
+    for (; s < classes / n; ++s) columns(s, std::integral_constant<int, 1>{});
+    if (const int left = int(classes % n)) {
         const int64_t j = s * n;
         typename Simd<T>::Int real[n] = {};
-        for (int lane = 0; lane < columns; ++lane) real[lane] = -1;
+        for (int lane = 0; lane < left; ++lane) real[lane] = -1;
         const FirstReal<typename Simd<T>::I> first{load_mask<T>(real)};
-        map(block, s, load_tail<T>(x + j, columns), kOwn ? load_tail<T>(t + j, columns) : zero,
-            kOwn ? load<T>(map.own + j) : zero, kOwn ? load<T>(map.spread + j) : zero, first);
+        const V<T> logits[1] = {load_tail<T>(x + j, left)}, probabilities[1] = {kOwn ? load_tail<T>(t + j, left) : zero};
+        const V<T> kept[1] = {kOwn ? load<T>(map.own + j) : zero}, share[1] = {kOwn ? load<T>(map.spread + j) : zero};
+        map(block, s, logits, probabilities, kept, share, first);
         ++s;
     }
     pad(block, s);
@@ -249,7 +273,10 @@ void sweep_along(OptionJob& job, int64_t begin, int64_t end, void* scratch) {
         for (int r = 0; r < count; ++r) {
             x[r] = cursor.next();
             blocks[r] = block_in<T>(scratch, at_once * steps, r * steps, steps);
+            const In* const next = x[r] + at_once * job.rows.inner_stride;
+            blocks[r].next = reinterpret_cast<const char*>(next), blocks[r].bytes = n * sizeof(In);
             const T* const t = probabilities ? probabilities + (i + r) * classes : nullptr;
+            if (probabilities) blocks[r].next_b = reinterpret_cast<const char*>(t + at_once * classes);
             if (probabilities)
                 job.capped() ? map_row<T, In, true, true>(job, x[r], t, blocks[r], rows, r)
                              : map_row<T, In, false, true>(job, x[r], t, blocks[r], rows, r);

@@ -20,6 +20,9 @@ template <class T>
 struct Block {
     T *v, *slope, *b;  // slope under a softcap, b of probabilities
     int64_t steps;     // vectors, a multiple of four; past the row v = -inf and slope = b = 0
+    // what this memory is for next, of logits and of probabilities, and the bytes of a vector there
+    const char *next = nullptr, *next_b = nullptr;
+    int64_t bytes = 0;
 };
 
 // In `scratch`, from vector `at` of `all` on.
@@ -27,7 +30,19 @@ template <class T>
 TORCHASSAY_INLINE Block<T> block_in(void* scratch, int64_t all, int64_t at, int64_t steps) {
     constexpr int n = Simd<T>::kLanes;
     T* const v = static_cast<T*>(scratch) + at * n;
-    return {v, v + all * n, v + 2 * all * n, steps};
+    return {v, v + all * n, v + 2 * all * n, steps, nullptr, nullptr, 0};
+}
+
+// Asks for a half of four vectors of what comes next: the first while a block is mapped, if that takes its time, the
+// second while it is summed.
+template <class T, bool kOwn>
+TORCHASSAY_INLINE void fetch(const Block<T>& block, int64_t s, int half) {
+    const auto ask = [&](const char* p, int64_t bytes) {
+        p += s * bytes + half * 2 * bytes;
+        for (int64_t line = 0; line < 2 * bytes; line += 64) __builtin_prefetch(p + line);
+    };
+    ask(block.next, block.bytes);
+    if (kOwn) ask(block.next_b, kBytes);
 }
 
 // A sum of each lane in double.
@@ -80,13 +95,17 @@ void sum_block(const OptionTerms& terms, const Block<T>& block, V<T> m, V<T> u, 
                int row) {
     constexpr int n = Simd<T>::kLanes;
     const V<T> at = u == -INFINITY ? m : u, zero{};  // without a rest the top is its own point of reference
-    Wide<T> R, T_sum, rest, gap, top;
+    const bool slow_map = kSpread == Spread::kOwn || terms.capped();
+    Wide<T> R, T_sum, rest, gap;
+    V<T> top{};
     for (int64_t s = 0; s < block.steps;) {
         const int64_t stop = s + 32 < block.steps ? s + 32 : block.steps;
-        V<T> part_R{}, part_T{}, part_rest{}, part_gap{}, part_top{};
+        V<T> part_R{}, part_T{}, part_rest{}, part_gap{};
         for (; s < stop; s += 4) {
             V<T> d[4], e[4];
             typename Simd<T>::I is_top[4];
+            if (!kLanes && !slow_map) fetch<T, false>(block, s, 0);
+            if (!kLanes) fetch<T, kSpread == Spread::kOwn>(block, s, 1);
             for (int i = 0; i < 4; ++i) {
                 const V<T> v = load<T>(block.v + (s + i) * n);
                 is_top[i] = v > u;  // at a tie there is none
@@ -96,7 +115,7 @@ void sum_block(const OptionTerms& terms, const Block<T>& block, V<T> m, V<T> u, 
                 V<T> group_rest{}, group_gap{};
                 for (int i = 0; i < 4; ++i) {
                     const V<T> b = b_of<T, kSpread, kLanes>(terms, block, s + i), others = is_top[i] ? zero : b;
-                    part_top += b - others;
+                    top = is_top[i] ? b : top;
                     group_rest += others;
                     group_gap += others == 0 ? zero : others * d[i];
                 }
@@ -111,7 +130,7 @@ void sum_block(const OptionTerms& terms, const Block<T>& block, V<T> m, V<T> u, 
         }
         R.add(part_R);
         T_sum.add(part_T);
-        if (kSpread != Spread::kNone) rest.add(part_rest), gap.add(part_gap), top.add(part_top);
+        if (kSpread != Spread::kNone) rest.add(part_rest), gap.add(part_gap);
     }
     const auto keep = [&](const Wide<T>& sum, T* out, double less, double sign) {
         if (kLanes) {
@@ -124,7 +143,12 @@ void sum_block(const OptionTerms& terms, const Block<T>& block, V<T> m, V<T> u, 
     };
     keep(R, rows.R, 1, 1);  // the top class was clamped to e^0, which comes off exactly
     keep(T_sum, rows.T_sum, 0, -1);
-    if (kSpread != Spread::kNone) keep(rest, rows.rest, 0, 1), keep(gap, rows.gap, 0, -1), keep(top, rows.top, 0, 1);
+    if (kSpread == Spread::kNone) return;
+    keep(rest, rows.rest, 0, 1);
+    keep(gap, rows.gap, 0, -1);
+    Wide<T> only;  // of one lane, if there is a top at all
+    only.add(top);
+    keep(only, rows.top, 0, 1);
 }
 
 // The entries beta p_j - b_j of a gradient, the slope left out: those of the top and the label, and for any other class

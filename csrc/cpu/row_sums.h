@@ -121,9 +121,8 @@ template <class T>
 TORCHASSAY_INLINE Inverse<V<T>> inverse_of(const OptionTerms& terms, int64_t i, int count) {
     const Number& temperature = terms.options.temperature;
     if (!temperature.data) {
-        const double inverse = 1 / temperature.value;
-        const T high = T(inverse);
-        return {splat<V<T>>(high), splat<V<T>>(T(inverse - double(high)))};
+        const T high = T(terms.inverse);
+        return {splat<V<T>>(high), splat<V<T>>(T(terms.inverse - double(high)))};
     }
     T value[Simd<T>::kLanes];
     for (int lane = 0; lane < Simd<T>::kLanes; ++lane)
@@ -138,7 +137,7 @@ TORCHASSAY_INLINE Scaled<V<T>> scale_of(const OptionJob& job, int64_t i, int cou
 template <class T>
 TORCHASSAY_INLINE double inverse_at(const OptionJob& job, int64_t i) {
     const Number& temperature = job.options.temperature;
-    return 1 / (temperature.data ? double(static_cast<const T*>(temperature.data)[i]) : temperature.value);
+    return temperature.data ? 1 / double(static_cast<const T*>(temperature.data)[i]) : job.inverse;
 }
 
 }  // namespace

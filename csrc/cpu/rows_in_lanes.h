@@ -100,23 +100,20 @@ TORCHASSAY_INLINE RowSums<V<T>> lanes_state(const T* block, int64_t classes, con
     for (int64_t j = 0; j < classes; ++j) top.add(load<T>(block + j * n));
     const auto lone = top.u == -INFINITY;
     const V<T> u = lone ? V<T>{} : top.u;
-    Sums<V<T>> all;
+    Sums<V<T>> all, part;
     for (int64_t j = 0; j < classes;) {
-        const int64_t end = j + kInLanes < classes ? j + kInLanes : classes;
-        Sums<V<T>> part;
-        while (j < end) {
-            const int64_t stop = j + 16 < end ? j + 16 : end;  // levels keep the error of long sums down
-            Sums<V<T>> group;
-            for (; j < stop; j += 4) {
-                V<T> d[4];
-                for (int i = 0; i < 4; ++i) d[i] = min_or_second(V<T>{}, load<T>(block + (j + i) * n) - u);
-                add_spread<W>(group, d, classes - j);
-                add_exp<W>(group, scale, d);
-            }
-            part.add(group);
+        const int64_t stop = j + 16 < classes ? j + 16 : classes;  // levels keep the error of long sums down
+        Sums<V<T>> group;
+        for (; j < stop; j += 4) {
+            V<T> d[4];
+            for (int i = 0; i < 4; ++i) d[i] = min_or_second(V<T>{}, load<T>(block + (j + i) * n) - u);
+            add_spread<W>(group, d, classes - j);
+            add_exp<W>(group, scale, d);
         }
-        all.add(part);
+        part.add(group);
+        if (j % kInLanes == 0) all.add(part), part = {};
     }
+    all.add(part);
     // the top class was clamped to e^0: 1 in R and Q, nothing in T and A, which comes off exactly
     const V<T> none = all.R - all.R;  // 0 or NaN
     const V<T> A = classes == 1 ? V<T>{} : -all.A;

@@ -31,15 +31,22 @@ TORCHASSAY_INLINE Reduced<V> reduce(V x) {
 }
 
 // (e^f - 1) / f by Taylor's series, good to the last bit for |f| <= ln 2 / 2
-template <class V>
-TORCHASSAY_INLINE V exp_series(V f) {
+template <int K, class V>
+TORCHASSAY_INLINE void exp_series(const V (&f)[K], V (&q)[K]) {
     using T = Element<V>;
     T coefficient[Simd<T>::kExpTerms];
     T factorial = 1;
     for (int i = 0; i < Simd<T>::kExpTerms; ++i) factorial *= T(i + 1), coefficient[i] = T(1) / factorial;
-    V q = splat<V>(coefficient[Simd<T>::kExpTerms - 1]);
-    for (int i = Simd<T>::kExpTerms - 2; i >= 0; --i) q = fused(q, f, splat<V>(coefficient[i]));
-    return q;
+    for (int k = 0; k < K; ++k) q[k] = splat<V>(coefficient[Simd<T>::kExpTerms - 1]);
+    for (int i = Simd<T>::kExpTerms - 2; i >= 0; --i)
+        for (int k = 0; k < K; ++k) q[k] = fused(q[k], f[k], splat<V>(coefficient[i]));
+}
+template <class V>
+TORCHASSAY_INLINE V exp_series(V f) {
+    const V one[1] = {f};
+    V q[1];
+    exp_series(one, q);
+    return q[0];
 }
 
 template <class V>
