@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(native is None, reason="the C++ extension is not
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 CLASSES = [1, 2, 5, 17, 100, 256, 257, 1000, 9000]  # in lanes, along memory, in one segment and in two
-SIGNALS = tuple(name for name in ta.SIGNALS if name != "target_margin")  # what probabilities have too
+SIGNALS = tuple(name for name in ta.scores.ROW_SIGNALS if name != "target_margin")  # what probabilities have too
 
 
 @pytest.fixture
@@ -139,7 +139,7 @@ def test_labels_against_the_oracle(classes, dtype, each_isa):
         truth = option_oracle.truth(x, y, case)
         allowed = tolerance(case, dtype)
         for isa in each_isa():
-            found = ta.score(x, y, signals=ta.SIGNALS, **{k: v for k, v in case.given().items() if k != "z_loss"})
+            found = ta.score(x, y, signals=ta.scores.ROW_SIGNALS, **{k: v for k, v in case.given().items() if k != "z_loss"})
             if not case.z_loss:
                 check((name, isa), found, truth, case, x, allowed)
             grad, scores = gradients(x, y, case, upstream)

@@ -146,7 +146,8 @@ void map_row(const OptionJob& job, const In* x, const T* t, const Block<T>& bloc
         for (int i = 0; i < K; ++i) {
             const int64_t j = (s + i) * n;
             logits[i] = load<T>(x + j);
-            if (kOwn) probabilities[i] = load<T>(t + j), kept[i] = load<T>(map.own + j), share[i] = load<T>(map.spread + j);
+            if (kOwn)
+                probabilities[i] = load<T>(t + j), kept[i] = load<T>(map.own + j), share[i] = load<T>(map.spread + j);
         }
         map(block, s, logits, probabilities, kept, share, AllReal{});
     };
@@ -161,7 +162,8 @@ void map_row(const OptionJob& job, const In* x, const T* t, const Block<T>& bloc
         typename Simd<T>::Int real[n] = {};
         for (int lane = 0; lane < left; ++lane) real[lane] = -1;
         const FirstReal<typename Simd<T>::I> first{load_mask<T>(real)};
-        const V<T> logits[1] = {load_tail<T>(x + j, left)}, probabilities[1] = {kOwn ? load_tail<T>(t + j, left) : zero};
+        const V<T> logits[1] = {load_tail<T>(x + j, left)},
+                   probabilities[1] = {kOwn ? load_tail<T>(t + j, left) : zero};
         const V<T> kept[1] = {kOwn ? load<T>(map.own + j) : zero}, share[1] = {kOwn ? load<T>(map.spread + j) : zero};
         map(block, s, logits, probabilities, kept, share, first);
         ++s;
