@@ -50,7 +50,8 @@ def truth(logits: Tensor, target: Tensor | None, case: Case, ignore_index: int =
     v, slope = x, np.ones_like(x)
     if case.softcap is not None:
         cap = np.longdouble(case.softcap)
-        v, slope = cap * np.tanh(x / cap), np.cosh(np.clip(x / cap, -5000, 5000)) ** -2
+        v = np.where(np.isinf(x), x, cap * np.tanh(x / cap))  # a masked class stays masked
+        slope = np.cosh(np.clip(x / cap, -5000, 5000)) ** -2
     k = x.argmax(1)
     a = (v[rows, k, None] - v) / T
     e = np.exp(-a)

@@ -12,14 +12,15 @@ from option_oracle import Case
 from torchassay import ops
 from torchassay.backends import native
 from torchassay.options import Options
-from torchassay.scores import BIT, STATS
+from torchassay.scores import BIT, ROW_SIGNALS, STATS
 
 ISAS = native.cpu_isas().split(",") if native else []
 pytestmark = pytest.mark.skipif(native is None, reason="the C++ extension is not built")
 
+TINY = {torch.float32: 1e-35, torch.float64: 1e-150}  # below, parts and squares may have been flushed to 0
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 CLASSES = [1, 2, 5, 17, 100, 256, 257, 1000, 9000]  # in lanes, along memory, in one segment and in two
-SIGNALS = tuple(name for name in ta.scores.ROW_SIGNALS if name != "target_margin")  # what probabilities have too
+SIGNALS = tuple(name for name in ROW_SIGNALS if name != "target_margin")  # what probabilities have too
 
 
 @pytest.fixture
@@ -41,11 +42,16 @@ def batch(classes, dtype):
     parts = []
     for family in ("gaps", "offsets", "masked", "ties", "random"):
         x, y, _ = rows.case(family, classes, dtype)
-        at = torch.linspace(0, len(x) - 1, 4 if classes == 9000 else 9).round().long()
+        at = torch.linspace(0, len(x) - 1, 3 if classes >= 1000 else 9).round().long()
         parts.append((x[at], y[at]))
     x, y = (torch.cat(list(part)) for part in zip(*parts, strict=True))
-    y[3] = y[11] = -100
+    y[3] = y[7] = -100
     return x, y
+
+
+def steps(count):
+    """Upstream gradients that every dtype holds."""
+    return (torch.arange(count) * 5 % 13 - 4) / 4
 
 
 def wide(dtype):
@@ -65,7 +71,7 @@ def cases(classes, count, dtype):
         "smoothing": Case(label_smoothing=0.1),
         "softcap": Case(softcap=30.0),
         "weight, smoothing": Case(weight=w, label_smoothing=0.2),
-        "temperature, weight, z_loss": Case(weight=w, temperature=by_row, z_loss=1e-3),
+        "temperature, weight, z_loss": Case(weight=w, temperature=by_row, z_loss=1e-4),
         "temperature, smoothing, z_loss": Case(label_smoothing=0.3, temperature=by_row, z_loss=1e-4),
         "temperature, weight, smoothing": Case(weight=w, label_smoothing=0.1, temperature=1.7),
         "softcap, temperature, z_loss": Case(softcap=20.0, temperature=by_row, z_loss=1e-4),
@@ -78,13 +84,13 @@ def cases(classes, count, dtype):
 
 def tolerance(case, dtype):
     cap = 0.0 if case.softcap is None else case.softcap / float(torch.as_tensor(case.temperature).min())
-    return 2e-14 + 2.0**-51 * cap if dtype == torch.float64 else 1e-6 + 2.0**-22 * cap
+    return 1e-13 + 2.0**-51 * cap if dtype == torch.float64 else 1e-6 + 2.0**-22 * cap
 
 
 def check(name, found, truth, case, x, allowed):
     """Every signal to a relative error, where something is left of a difference to the size of what it is one of."""
     classes = x.shape[1]
-    tiny = classes * (1e-37 if found.loss.dtype == torch.float32 else 1e-290)  # of sums of what was flushed
+    tiny = classes * TINY[found.loss.dtype]
     top = truth.signals["lse"].abs() + x.double().amax(1).abs() / torch.as_tensor(case.temperature).double()
     miss = 1.0
     scale = {
@@ -121,8 +127,7 @@ def gradients(x, target, case, upstream, **how):
 
 def check_gradient(name, found, exact, parts, allowed):
     rounding = torch.finfo(found.dtype).eps / 2 if found.dtype in (torch.bfloat16, torch.float16) else 0.0
-    info = torch.finfo(found.dtype)
-    smallest = info.smallest_normal * (4 if found.dtype in (torch.float32, torch.float64) else info.eps)
+    smallest = 2.0**-24 if found.dtype == torch.float16 else TINY[wide(found.dtype)]
     limit = allowed * parts[:, None] + rounding * exact.abs() * 1.01 + smallest
     error = (found.double() - exact).abs()
     assert (error <= limit).all(), (name, float((error / limit).nan_to_num(nan=torch.inf).max()))
@@ -130,16 +135,17 @@ def check_gradient(name, found, exact, parts, allowed):
 
 @pytest.mark.parametrize("classes", CLASSES)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_labels_against_the_oracle(classes, dtype, each_isa):
+def test_labels_against_the_oracle(classes, dtype, each_isa, threads):
+    threads(1)
     x, y = batch(classes, dtype)
-    upstream = torch.linspace(-1, 2, len(x))
+    upstream = steps(len(x))
     for name, case in cases(classes, len(x), dtype).items():
         if dtype in (torch.bfloat16, torch.float16) and name.count(",") == 1:
             continue  # the kernels of half precision differ in how they load
         truth = option_oracle.truth(x, y, case)
         allowed = tolerance(case, dtype)
         for isa in each_isa():
-            found = ta.score(x, y, signals=ta.scores.ROW_SIGNALS, **{k: v for k, v in case.given().items() if k != "z_loss"})
+            found = ta.score(x, y, signals=ROW_SIGNALS, **{k: v for k, v in case.given().items() if k != "z_loss"})
             if not case.z_loss:
                 check((name, isa), found, truth, case, x, allowed)
             grad, scores = gradients(x, y, case, upstream)
@@ -150,7 +156,8 @@ def test_labels_against_the_oracle(classes, dtype, each_isa):
 
 @pytest.mark.parametrize("classes", CLASSES)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_probabilities_against_the_oracle(classes, dtype, each_isa):
+def test_probabilities_against_the_oracle(classes, dtype, each_isa, threads):
+    threads(1)
     x, y = batch(classes, dtype)
     keep = (x > -torch.inf).all(1)
     x, y = x[keep], y[keep].clamp(min=0)
@@ -159,7 +166,7 @@ def test_probabilities_against_the_oracle(classes, dtype, each_isa):
     t[::3] = F.one_hot(y[::3], classes).double()
     t[1::3] = torch.softmax(x[1::3].double(), 1)  # what a student is to reach
     t = t.to(wide(dtype))
-    upstream = torch.linspace(-1, 2, len(x))
+    upstream = steps(len(x))
     for name, case in cases(classes, len(x), dtype).items():
         if name not in ("temperature", "softcap", "weight, smoothing", "temperature, smoothing, z_loss", "all"):
             continue
@@ -179,7 +186,7 @@ def test_the_gradient_of_the_entropy_against_the_oracle(classes, dtype, each_isa
     temperature = torch.linspace(0.4, 3.0, len(x), dtype=wide(dtype))
     case = Case(temperature=temperature)
     truth = option_oracle.truth(x, None, case)
-    upstream = torch.linspace(1, -2, len(x))
+    upstream = -steps(len(x))
     for isa in each_isa():
         leaf = x.clone().requires_grad_()
         ta.entropy(leaf, temperature=temperature).backward(upstream.to(wide(dtype)))
@@ -248,7 +255,7 @@ def test_a_row_has_the_same_bits_alone_in_a_batch_and_on_any_number_of_threads(n
 @pytest.mark.parametrize("classes", [2, 17, 300, 9000])
 @pytest.mark.parametrize("name", SOME)
 def test_poison_stays_in_its_row(name, classes, each_isa):
-    """NaN, +inf, and -inf throughout; a softcap makes numbers of infinities, as tanh does."""
+    """NaN, +inf, and -inf throughout, also under a softcap."""
     x = torch.randn(40, classes, generator=torch.Generator().manual_seed(1)) * 2
     y = torch.arange(40) % classes
     case = cases(classes, 40, x.dtype)[name]
@@ -257,7 +264,7 @@ def test_poison_stays_in_its_row(name, classes, each_isa):
     bad[20, classes - 1] = torch.nan
     ignored = y.clone()
     ignored[20] = -100
-    poisoned = [5] if case.softcap else [5, 6, 7]
+    poisoned = [5, 6, 7]
     clean = [i for i in range(40) if i not in (5, 6, 7, 20)]
     for _ in each_isa():
         expected_grad, expected = gradients(x, y, case, torch.ones(40))
@@ -297,7 +304,7 @@ def test_classes_at_minus_infinity_and_no_weight():
 def test_among_equals_after_capping_the_prediction_is_the_raw_top():
     for classes in (20, 300):
         x = torch.zeros(2, classes)
-        x[0, 3], x[0, 11], x[1, 2] = 500.0, 800.0, torch.inf
+        x[0, 3], x[0, 11], x[1, 2] = 500.0, 800.0, 1e30
         found = ta.score(x, signals=("prediction", "margin"), softcap=5.0)
         assert found.prediction.tolist() == [11, 2]
         assert found.margin[0] == 0
@@ -309,8 +316,8 @@ def test_a_target_out_of_range_is_named(classes, options):
     y = torch.tensor([0, 1, classes, 3, -7])
     with pytest.raises(ValueError) as error:
         ta.score(torch.zeros(5, classes), y, **options)
-    where = f"must be in [0, {classes}) or ignore_index (-100), got {classes} at index 2"
-    assert str(error.value) == f"score: target {where}"
+    expected = f"0 <= class < {classes} or ignore_index=-100, got class {classes} at row 2"
+    assert str(error.value).endswith(expected)
 
 
 # ---- classes that stand apart
@@ -349,13 +356,15 @@ def apart_views(shape, dtype):
 @pytest.mark.parametrize("shape", APART.values(), ids=APART)
 def test_classes_apart_give_what_classes_last_give(shape, dtype, options, each_isa, threads):
     classes, count = shape[1], 1
+    if classes > 256 and (dtype == torch.float64 or options not in ("plain", "all")):
+        pytest.skip("long rows take their time: what they do differently is tried once")
     for size in (shape[0], *shape[2:]):
         count *= size
     case = Case() if options == "plain" else cases(classes, count, dtype)[options]
     row_shape = (shape[0], *shape[2:])
     y = torch.arange(count) * 13 % classes
     y[1], y[-1] = -100, 0
-    upstream = torch.linspace(-1, 2, count, dtype=torch.float32)
+    upstream = steps(count)
     t = torch.softmax(torch.randn(count, classes, generator=torch.Generator().manual_seed(3)), 1).to(wide(dtype))
     by_row = case.temperature
     shaped = case._replace(temperature=by_row.view(row_shape)) if isinstance(by_row, torch.Tensor) else case
@@ -364,7 +373,7 @@ def test_classes_apart_give_what_classes_last_give(shape, dtype, options, each_i
         for target, there in ((y, y.view(row_shape)), (t, t.view(*row_shape, classes).movedim(-1, 1))):
             if target is t and options == "plain":
                 continue
-            for number, _ in zip((2, 1, 2), each_isa(), strict=False):
+            for number, _ in zip((2, 1, 1), each_isa(), strict=False):
                 threads(number)
                 grad, found = gradients(x, there, shaped, upstream.view(row_shape))
                 expected_grad, expected = gradients(last, target, case, upstream)
@@ -403,6 +412,7 @@ def test_the_fakes_of_classes_apart_know_their_memory():
     torch.library.opcheck(ops.option_grads, (x, y, *options, stats, up, None, 1, -100, "score", ""))
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch", "ignore::FutureWarning:torch")
 def test_a_compiled_loss_of_images_agrees():
     def step(x, y):
         return ta.cross_entropy(x.relu(), y, label_smoothing=0.1)

@@ -34,13 +34,13 @@ struct Map {
             const int64_t at = (s + i) * n;
             if (kCapped) {
                 highest = max_or_second(x[i], highest);
-                store<T>(to.slope + at, real.select(slope[i], zero));
+                store<T>(to.slope + at, slope[i]);
             }
-            const V<T> logit = kCapped ? real.select(v[i], none) : x[i];
+            const V<T> logit = kCapped ? v[i] : x[i];
             if (kOwn) {
                 const V<T> b = fused(kept[i], t[i], share[i]);
                 store<T>(to.b + at, real.select(b, zero));
-                if (!kCapped) gap += real.select(logit == none ? b * logit : zero, zero);
+                gap += real.select(logit == none ? b * logit : zero, zero);
             }
             store<T>(to.v + at, logit);
             top.add(logit);

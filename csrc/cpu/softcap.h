@@ -1,4 +1,5 @@
-// Capped logits: v = softcap tanh(x / softcap) and its slope 1 - tanh^2, both to a few units in the last place.
+// Capped logits: v = softcap tanh(x / softcap) and its slope 1 - tanh^2, both to a few units in the last place. An
+// infinity stays what it is: a masked class is masked, also the padding of a row.
 #pragma once
 #include "vec_math.h"
 
@@ -37,7 +38,7 @@ public:
         for (int i = 0; i < K; ++i) {
             const V e = scale[i] + part[i], less = part[i] + (scale[i] - 1);  // e^(-2 y) and e^(-2 y) - 1
             const V tanh = -less / (2 + less);
-            v[i] = V(I(height_ * tanh) | (I(x[i]) & sign));
+            v[i] = V(I(x[i]) & ~sign) == INFINITY ? x[i] : V(I(height_ * tanh) | (I(x[i]) & sign));
             slope[i] = e * (1 + tanh) * (1 + tanh);
         }
     }

@@ -71,7 +71,7 @@ def option_scores(
     x = rows_of(input, dim)
     inverse = inverse_of(options.temperature)
     v, _ = capped(x, options.softcap)
-    s = state(v, inverse, x.argmax(-1))
+    s = whole = state(v, inverse, x.argmax(-1))
     found = unlabelled(s, inverse)
     rest = beta = torch.zeros_like(s.r)
     if target is not None and signals & (TARGET_BITS | STATS):
@@ -109,7 +109,7 @@ def option_scores(
             found["target_margin"] = known(torch.where(t.y == s.k, margin, torch.expm1(-y_gap) * s.c))
     outputs = [found[name] for name in ROW_SIGNALS if signals & BIT[name]]
     if signals & STATS:
-        outputs.append(torch.stack([s.m, s.u, s.z, s.r, rest, found["mu"], beta]))
+        outputs.append(torch.stack([whole.m, whole.u, whole.z, whole.r, rest, found["mu"], beta]))
     return outputs
 
 
