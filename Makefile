@@ -13,7 +13,7 @@ demo: $(VENV)/built
 	$(BIN)/torchassay demo
 
 test: $(VENV)/built
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto --dist loadfile
 
 bench: $(VENV)/built
 	$(BIN)/pytest benchmarks -o "python_files=bench_*.py" -p no:cacheprovider --benchmark-quiet -W default

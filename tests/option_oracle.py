@@ -1,5 +1,4 @@
-"""The truth about losses under options, written apart from the package: in extended precision, p of the top class
-never subtracted from 1."""
+"""The truth about losses under options, written apart from the package, in extended precision."""
 
 from __future__ import annotations
 
@@ -109,7 +108,6 @@ def truth(logits: Tensor, target: Tensor | None, case: Case, ignore_index: int =
         for name in ("loss", "target_margin"):
             if name in found:
                 found[name] = np.where(ignored, 0, found[name])
-    signals = {
-        name: torch.from_numpy(value) if name == "prediction" else _narrow(value) for name, value in found.items()
-    }
+    signals = {name: _narrow(value) for name, value in found.items() if name != "prediction"}
+    signals["prediction"] = torch.from_numpy(found["prediction"])
     return Truth(signals, _narrow(grad_loss), _narrow(grad_entropy), _narrow(parts), _narrow(mixed))

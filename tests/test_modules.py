@@ -52,7 +52,8 @@ def test_scorer(place):
 
 def test_reprs_say_the_options():
     expected = (
-        "CrossEntropyLoss(ignore_index=-100, reduction='sum', label_smoothing=0.0, dim=None, signals=(), backend=None)"
+        "CrossEntropyLoss(ignore_index=-100, reduction='sum', label_smoothing=0.0, dim=None, signals=(), "
+        "temperature=1.0, softcap=None, z_loss=0.0, backend=None)"
     )
     assert repr(ta.CrossEntropyLoss(reduction="sum")) == expected
     assert repr(ta.Scorer("entropy", dim=1)) == "Scorer('entropy', dim=1)"
