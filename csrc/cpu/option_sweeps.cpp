@@ -259,8 +259,10 @@ void sweep_lanes(OptionJob& job, int64_t begin, int64_t end, void* scratch) {
             for (int lane = 0; lane < n; ++lane) x[lane] = first + (i - begin) + lane;
             gather(x[0], rows_after(job.rows, x[0], i, n), stride, classes, block.v);
             const int64_t inner = job.rows.inner;
-            const T* const t = probabilities + i / inner * inner * classes + i % inner;
-            if (probabilities) gather(t, t + n, inner, classes, block.b);
+            if (probabilities) {
+                const T* const t = probabilities + i / inner * inner * classes + i % inner;
+                gather(t, t + n, inner, classes, block.b);
+            }
             score_block(job, block, i, n, rows);
             predict<T, In>(job, x, i, n, rows);
         }
