@@ -81,6 +81,7 @@ def run(step: Step, limit: float, log: Path, root: Path) -> Outcome:
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # so that the whole group can be ended, compilers and workers too
+                preexec_fn=_hear_interrupts,
             )
         except OSError as error:
             return Outcome(step.name, step.bit, f"not started: {error}", True)
@@ -98,6 +99,11 @@ def run(step: Step, limit: float, log: Path, root: Path) -> Outcome:
     result = ": ".join([what, *told[-1:]])
     print(f"=== {step.name}: {result}", flush=True)
     return Outcome(step.name, step.bit, result, cut or status != 0, seconds)
+
+
+def _hear_interrupts() -> None:
+    """What a shell starts in the background ignores them, and so would its children."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _wait(process: subprocess.Popen, limit: float) -> tuple[int, bool]:

@@ -1,6 +1,7 @@
 """`make gpu` and the GPU benchmarks where there is no GPU: what they refuse, plan, cut off, judge and write."""
 
 import importlib.util
+import signal
 import sys
 import time
 
@@ -83,7 +84,9 @@ def test_a_step_that_takes_too_long_is_asked_to_stop_then_ended(tmp_path, monkey
     polite = "import time\ntry: print('in', flush=True); time.sleep(60)\nexcept KeyboardInterrupt: print('report')"
     deaf = "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); print('in', flush=True); time.sleep(60)"
     start = time.monotonic()
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as in the background of a shell
     asked = steps.run(Step("polite", 2, (*PYTHON, polite), 3, telling="report"), 3, tmp_path / "1.log", tmp_path)
+    signal.signal(signal.SIGINT, before)
     ended = steps.run(Step("deaf", 4, (*PYTHON, deaf), 2), 2, tmp_path / "2.log", tmp_path)
     assert time.monotonic() - start < 20
     assert asked.failed and asked.result.startswith("cut off after") and asked.result.endswith("report")

@@ -46,7 +46,7 @@ def given(
 ) -> Options | None:
     """The options of a call, None if all are at their defaults."""
     plain = weight is None and label_smoothing == 0.0 and softcap is None and z_loss == 0.0
-    if plain and not isinstance(temperature, Tensor) and temperature == 1.0:
+    if plain and isinstance(temperature, (int, float)) and temperature == 1.0:
         return None
     return Options(weight, label_smoothing, temperature, softcap, z_loss)
 
@@ -62,4 +62,4 @@ class Noise(NamedTuple):
 
 def noise_given(std: float | Tensor, draws: int, seed: int | Tensor, row_id: Tensor | None) -> Noise | None:
     """The noise of a call, None if there is none."""
-    return None if not isinstance(std, Tensor) and std == 0.0 else Noise(std, draws, seed, row_id)
+    return None if isinstance(std, (int, float)) and std == 0.0 else Noise(std, draws, seed, row_id)

@@ -49,11 +49,19 @@ def temperatures(function: str, input: Tensor, temperature: float | Tensor, dim:
     """``temperature`` is one number, or a constant tensor of one a row; on a GPU its values are not looked at."""
     by_row(function, input, "temperature", temperature, dim)
     if isinstance(temperature, Tensor):
-        looked_at = temperature.device.type == "cpu" and not torch.compiler.is_compiling()
-        if looked_at and not bool(((temperature > 0) & (temperature < math.inf)).all()):
+        least, most = _extremes(temperature)
+        if not 0.0 < least <= most < math.inf:
             raise InputValueError(f"{function}: temperature must be finite and > 0 in every row")
     elif not 0.0 < temperature < math.inf:
         raise InputValueError(f"{function}: temperature must be finite and > 0, got {temperature}")
+
+
+def _extremes(values: Tensor) -> tuple[float, float]:
+    """The smallest and the largest, NaN if there is one; 1 where they are not looked at: on a GPU, in a trace."""
+    if values.device.type != "cpu" or values.numel() == 0 or torch.compiler.is_compiling():
+        return 1.0, 1.0
+    least, most = values.detach().aminmax()
+    return float(least), float(most)
 
 
 def logit_noise(function: str, input: Tensor, noise: Noise, dim: int) -> None:
@@ -61,8 +69,8 @@ def logit_noise(function: str, input: Tensor, noise: Noise, dim: int) -> None:
     std = noise.std
     by_row(function, input, "noise_std", std, dim)
     if isinstance(std, Tensor):
-        looked_at = std.device.type == "cpu" and not torch.compiler.is_compiling()
-        if looked_at and not bool(((std >= 0) & (std < math.inf)).all()):
+        least, most = _extremes(std)
+        if not 0.0 <= least <= most < math.inf:
             raise InputValueError(f"{function}: noise_std must be finite and >= 0 in every row")
     elif not 0.0 <= std < math.inf:
         raise InputValueError(f"{function}: noise_std must be finite and >= 0, got {std}")

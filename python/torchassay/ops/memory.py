@@ -106,7 +106,7 @@ def native_layout(input: Tensor, dim: int) -> tuple[Tensor, int, ...]:
     """`layout` as the native kernels take it, on the CPU with the stride of the classes behind."""
     if input.is_cuda:
         return layout(input, dim)
-    found = apart(input, dim)
+    found = None if dim == input.dim() - 1 and input.is_contiguous() else apart(input, dim)
     if found is None:
         return *layout(input, dim), 1
     return input, found.outer, found.inner, input.shape[dim], found.outer_stride, 1, found.class_stride
