@@ -132,7 +132,7 @@ class LogProbs(torch.autograd.Function):
         y, ignored, outside = reference.labels(target, input.shape[dim], ignore_index)
         gap = stats[0].unsqueeze(-1) - input.movedim(dim, -1).gather(-1, y)
         if temperature is not None:
-            gap = reference.scaled(gap, _by_class(reference.inverse_of(temperature)))
+            gap = reference.scaled(gap, reference.by_class(reference.inverse_of(temperature)))
         loss = gap + torch.log1p(stats[3]).unsqueeze(-1)
         ctx.save_for_backward(input, target, stats)
         ctx.temperature = temperature  # no leaf of the graph
@@ -164,7 +164,7 @@ class LogProbs(torch.autograd.Function):
             stats = torch.stack([*stats[:4], one, stats[5], one])
             options = Options(temperature=temperature).flat()
             grad = ops.option_grads(input, first, *options, stats, gL.sum(-1), None, dim, -1, *call)
-            inverse = _by_class(reference.inverse_of(temperature))
+            inverse = reference.by_class(reference.inverse_of(temperature))
         classes_last = grad.movedim(dim, -1)
         x_y = input.movedim(dim, -1).gather(-1, y).to(stats.dtype)
         e_y = reference.exp_difference(m, x_y, inverse)
@@ -175,7 +175,3 @@ class LogProbs(torch.autograd.Function):
         entry = reference.scaled(entry, inverse).masked_fill(unused.unsqueeze(-1), 0)
         classes_last.scatter_(-1, y, entry.to(grad.dtype))
         return grad, *nothing
-
-
-def _by_class(inverse: float | Tensor) -> float | Tensor:
-    return inverse.unsqueeze(-1) if isinstance(inverse, Tensor) else inverse

@@ -8,6 +8,7 @@ from torch import Tensor
 from torchassay import ops, reference
 from torchassay.backends import for_op
 from torchassay.options import Noise, Options
+from torchassay.philox import seed_parts
 
 
 def noise_scores(
@@ -25,15 +26,13 @@ def noise_scores(
     if options.softcap is not None:  # beside Philox and an exponential for every draw one pass more is little
         input = reference.capped(input if input.dtype == torch.float64 else input.float(), options.softcap)[0]
     inverse = reference.inverse_of(options.temperature)
-    seed = noise.seed
     return ops.draw_scores(
         input,
         top.reshape(-1),
         *_number(noise.std),
         *_number(inverse),
         None if noise.row_id is None else noise.row_id.reshape(-1),
-        seed if isinstance(seed, Tensor) else None,
-        0 if isinstance(seed, Tensor) else seed - (1 << 64) if seed >= 1 << 63 else seed,
+        *seed_parts(noise.seed),
         noise.draws,
         dim,
         signals,

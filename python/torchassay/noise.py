@@ -13,7 +13,7 @@ from torch import Tensor
 
 from torchassay import checks, ops
 from torchassay.backends import for_op
-from torchassay.philox import Purpose
+from torchassay.philox import Purpose, seed_parts
 from torchassay.reference.rows import row_sum
 
 STD = {"gaussian": 0.1, "uniform": 0.3, "clipped": 0.1}  # the kinds, and the default std of each
@@ -117,10 +117,9 @@ class FeatureNoise:
         if h.numel() == 0:
             return h
         row_id = torch.arange(len(h), device=h.device)
-        seed = self.seed - (1 << 64) if self.seed >= 1 << 63 else self.seed
         uniform = self.kind == "uniform"
         columns = h.numel() // len(h)
-        noise = ops.normals(row_id, None, seed, Purpose.FEATURE_NOISE, draw, columns, uniform, for_op(None))
+        noise = ops.normals(row_id, *seed_parts(self.seed), Purpose.FEATURE_NOISE, draw, columns, uniform, for_op(None))
         wide = h.to(torch.promote_types(h.dtype, torch.float32))
         noise = noise.view(h.shape).to(wide.dtype)
         if uniform:

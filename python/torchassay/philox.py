@@ -92,6 +92,13 @@ def pick_uniforms(row_id: Tensor, seed: Word, step: int) -> Tensor:
     return (word >> 8).to(torch.float32) * 2.0**-24
 
 
+def seed_parts(seed: int | Tensor) -> tuple[Tensor | None, int]:
+    """A seed as the ops take it: a tensor, or None and the 64 bits as a signed number."""
+    if isinstance(seed, Tensor):
+        return seed, 0
+    return None, seed - (1 << 64) if seed >= 1 << 63 else seed
+
+
 def uniforms(row_id: Tensor, *, seed: int | Tensor, step: int, backend: str | None = None) -> Tensor:
     """The numbers that decide which rows are picked in a step: a row is, where its probability is above.
 
@@ -108,6 +115,4 @@ def uniforms(row_id: Tensor, *, seed: int | Tensor, step: int, backend: str | No
         [N] float32 in [0, 1), multiples of 2^-24.
     """
     checks.draws("uniforms", row_id, seed, step)
-    given = seed if isinstance(seed, Tensor) else None
-    number = 0 if given is not None else seed - (1 << 64) if seed >= 1 << 63 else seed
-    return torch.ops.torchassay.uniforms.default(row_id, given, number, step % (1 << 32), for_op(backend))
+    return torch.ops.torchassay.uniforms.default(row_id, *seed_parts(seed), step % (1 << 32), for_op(backend))

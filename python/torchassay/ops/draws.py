@@ -7,7 +7,7 @@ from torch import Tensor
 
 from torchassay import reference
 from torchassay.backends import choose, native
-from torchassay.ops.memory import DTYPES, current, layout, place
+from torchassay.ops.memory import DTYPES, address, as_rows, computed_in, current, layout, place
 from torchassay.scores import BIT, NOISY_SIGNALS
 
 torch.library.define(  # SymInt: compiled code is not for one seed alone
@@ -20,7 +20,7 @@ torch.library.define(  # SymInt: compiled code is not for one seed alone
 def _empty_outputs(input: Tensor, ensemble: bool, dim: int, signals: int) -> list[Tensor | None]:
     """One tensor for each of NOISY_SIGNALS, None where it was not asked for."""
     shape = input.shape[1 if ensemble else 0 : dim] + input.shape[dim + 1 :]
-    dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
+    dtype = computed_in(input)
     return [
         torch.empty(shape, dtype=dtype, device=input.device) if signals & BIT[name] else None for name in NOISY_SIGNALS
     ]
@@ -44,7 +44,7 @@ def _draw_scores(
 ) -> list[Tensor]:
     backend = choose(function, input.device.type, input.dtype, input.shape[dim], backend)
     ensemble = top is None
-    dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
+    dtype = computed_in(input)
     std, scale = (n if n is None else n.to(dtype).contiguous() for n in (std, scale))
     if backend == "reference":
         std, scale = std_number if std is None else std, scale_number if scale is None else scale
@@ -71,15 +71,12 @@ def _draw_scores(
         if ensemble:
             rows = input.as_strided((draws, outer, inner, classes), (stride, *strides, 1))
         else:
-            rows = rows.as_strided((outer, inner, classes), (*strides, 1))
+            rows = as_rows(rows, where)
         std, scale = std_number if std is None else std, scale_number if scale is None else scale
         flat = [output if output is None else output.view(-1) for output in slots]
         with current(input):
             draw_scores(rows, top, std, scale, row_id, seed_tensor, seed, draws, flat)
         return outputs
-
-    def address(tensor: Tensor | None) -> int:
-        return 0 if tensor is None else tensor.data_ptr()
 
     call = (
         *(rows.data_ptr(), DTYPES[input.dtype], *where, draws, stride, address(top)),

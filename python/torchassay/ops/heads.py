@@ -7,7 +7,7 @@ from torch import Tensor
 
 from torchassay import reference
 from torchassay.backends import choose, native
-from torchassay.ops.memory import DTYPES, current, place
+from torchassay.ops.memory import DTYPES, address, computed_in, current, place
 
 torch.library.define(
     "torchassay::head_scores",
@@ -25,8 +25,7 @@ def _rows(x: Tensor) -> Tensor:
 
 
 def _empty_outputs(input: Tensor, signals: list[str]) -> list[Tensor]:
-    dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
-    return [torch.empty(input.shape[:1], dtype=dtype, device=input.device) for _ in signals]
+    return [torch.empty(input.shape[:1], dtype=computed_in(input), device=input.device) for _ in signals]
 
 
 def _head_scores(
@@ -59,8 +58,8 @@ def _head_scores(
         return scores
     call = (
         *(x.data_ptr(), DTYPES[x.dtype], count, outputs, x.stride(0), y.data_ptr(), y.stride(0)),
-        *(0 if pos_weight is None else pos_weight.data_ptr(), _HEADS.index(head), delta),
-        [0 if score is None else score.data_ptr() for score in out],
+        *(address(pos_weight), _HEADS.index(head), delta),
+        [address(score) for score in out],
     )
     if input.is_cuda:
         with current(input):

@@ -112,6 +112,22 @@ def native_layout(input: Tensor, dim: int) -> tuple[Tensor, int, ...]:
     return input, found.outer, found.inner, input.shape[dim], found.outer_stride, 1, found.class_stride
 
 
+def as_rows(rows: Tensor, where: Sequence[int]) -> Tensor:
+    """A `layout` as a tensor [A, B, C], which the Triton kernels take."""
+    outer, inner, classes, *strides = where
+    return rows.as_strided((outer, inner, classes), (*strides, 1))
+
+
+def computed_in(input: Tensor) -> torch.dtype:
+    """The dtype that kernels compute in, and that their scores have."""
+    return torch.float64 if input.dtype == torch.float64 else torch.float32
+
+
+def address(tensor: Tensor | None) -> int:
+    """Where a tensor's data lie, 0 for none."""
+    return 0 if tensor is None else tensor.data_ptr()
+
+
 def flat_target(target: Tensor | None) -> Tensor | None:
     if target is None:
         return None

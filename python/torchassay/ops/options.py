@@ -9,6 +9,9 @@ from torchassay import checks, reference
 from torchassay.backends import choose, native
 from torchassay.ops.memory import (
     DTYPES,
+    address,
+    as_rows,
+    computed_in,
     current,
     empty_grad,
     empty_rows,
@@ -49,7 +52,7 @@ class _Inputs:
         dim: int,
         backend: str,
     ):
-        dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
+        dtype = computed_in(input)
         self.rows, *self.where = native_layout(input, dim) if backend == "native" else layout(input, dim)
         self.labels = self.probabilities = None
         if target is not None and target.is_floating_point():
@@ -63,17 +66,12 @@ class _Inputs:
         self.weight = None if weight is None else weight.detach().to(dtype).contiguous()
         self.temperature = None if temperature is None else temperature.detach().to(dtype).contiguous()
 
-    def strided(self) -> Tensor:
-        """[A, B, C], for Triton."""
-        outer, inner, classes, *strides = self.where
-        return self.rows.as_strided((outer, inner, classes), (*strides, 1))
-
     def addresses(self, input: Tensor, ignore_index: int, label_smoothing: float, numbers: tuple[float, ...]) -> tuple:
         """Rows, targets and options as csrc/bindings.cpp takes them; the tensors must outlive the call."""
         wide = self.labels is not None and self.labels.dtype == torch.int64
         return (
-            *(self.rows.data_ptr(), DTYPES[input.dtype], *self.where, _address(self.labels), wide, ignore_index),
-            *(_address(self.weight), _address(self.probabilities), label_smoothing, _address(self.temperature)),
+            *(self.rows.data_ptr(), DTYPES[input.dtype], *self.where, address(self.labels), wide, ignore_index),
+            *(address(self.weight), address(self.probabilities), label_smoothing, address(self.temperature)),
             *numbers,
         )
 
@@ -82,10 +80,6 @@ def _like(values: Tensor, empty: Tensor) -> Tensor:
     """The values as the empty tensor would hold them, which is filled where they are not so already."""
     same = values.dtype == empty.dtype and values.stride() == empty.stride()
     return values if same else empty.copy_(values)
-
-
-def _address(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
 
 
 def _option_scores(
@@ -124,7 +118,7 @@ def _option_scores(
         by_row = temperature if given.temperature is None else given.temperature.view(-1)
         with current(input):
             option_scores(
-                given.strided(),
+                as_rows(given.rows, given.where),
                 *(given.labels, given.probabilities, given.weight, label_smoothing, by_row, softcap, z_loss),
                 *(ignore_index, slots),
             )
@@ -139,7 +133,7 @@ def _option_scores(
         size = native.cuda_option_scores_workspace(DTYPES[input.dtype], outer * inner, classes, device)
         workspace = torch.empty(size, dtype=torch.uint8, device=input.device) if size else None
         with current(input):
-            native.cuda_option_scores(*call, _address(workspace), device, stream)
+            native.cuda_option_scores(*call, address(workspace), device, stream)
         return outputs
     bad_row = native.option_scores(*call, torch.get_num_threads())
     if bad_row >= 0:
@@ -180,7 +174,7 @@ def _option_grads(
         by_row = temperature if given.temperature is None else given.temperature.view(-1)
         with current(input), with_classes_last(grad, dim) as out:
             option_grads(
-                given.strided(),
+                as_rows(given.rows, given.where),
                 *(given.labels, given.probabilities, given.weight, label_smoothing, by_row, softcap),
                 *(stats.view(STATS_ROWS, -1), *upstream, ignore_index, out),
             )

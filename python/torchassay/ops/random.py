@@ -7,7 +7,7 @@ from torch import Tensor
 
 from torchassay import philox
 from torchassay.backends import choose, native
-from torchassay.ops.memory import current, place
+from torchassay.ops.memory import address, current, place
 
 torch.library.define(  # SymInt: compiled code is not for one step alone
     "torchassay::uniforms", "(Tensor row_id, Tensor? seed_tensor, SymInt seed, SymInt step, str backend) -> Tensor"
@@ -33,8 +33,7 @@ def _uniforms(row_id: Tensor, seed_tensor: Tensor | None, seed: int, step: int, 
         with current(row_id):
             uniforms(row_id, seed_tensor, seed, step, out)
         return out
-    address = 0 if seed_tensor is None else seed_tensor.data_ptr()
-    call = row_id.data_ptr(), row_id.numel(), address, seed, step, out.data_ptr()
+    call = row_id.data_ptr(), row_id.numel(), address(seed_tensor), seed, step, out.data_ptr()
     if row_id.is_cuda:
         with current(row_id):
             native.cuda_uniforms(*call, *place(row_id))
@@ -68,9 +67,8 @@ def _normals(
         with current(row_id):
             normals(row_id, seed_tensor, seed, purpose, draw, uniform, out)
         return out
-    address = 0 if seed_tensor is None else seed_tensor.data_ptr()
     call = (
-        *(row_id.data_ptr(), row_id.numel(), address, seed),
+        *(row_id.data_ptr(), row_id.numel(), address(seed_tensor), seed),
         *(purpose, draw, columns, uniform, out.data_ptr()),
     )
     if row_id.is_cuda:

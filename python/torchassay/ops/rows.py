@@ -11,6 +11,9 @@ from torchassay import checks, reference
 from torchassay.backends import choose, native
 from torchassay.ops.memory import (
     DTYPES,
+    address,
+    as_rows,
+    computed_in,
     current,
     empty_grad,
     flat_target,
@@ -42,7 +45,7 @@ def asked_slots(signals: int) -> tuple[int, ...]:
 
 def empty_outputs(input: Tensor, dim: int, asked: tuple[int, ...], stats_rows: int = 6) -> list[Tensor]:
     shape = input.shape[:dim] + input.shape[dim + 1 :]
-    dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
+    dtype = computed_in(input)
     outputs, last = [], None
     for slot in asked:
         if slot == PREDICTION_SLOT:
@@ -81,26 +84,24 @@ def _row_scores(
         slots = [None] * len(SLOTS)
         for slot, output in zip(asked, outputs, strict=True):
             slots[slot] = output.view(6, -1) if slot == STATS_SLOT else output.view(-1)
-        outer, inner, classes, *strides = where
-        rows = rows.as_strided((outer, inner, classes), (*strides, 1))
         with current(input):
-            row_scores(rows, target, ignore_index, slots)
+            row_scores(as_rows(rows, where), target, ignore_index, slots)
         if target is not None:
-            checks.class_range(function, target, classes, ignore_index)
+            checks.class_range(function, target, input.shape[dim], ignore_index)
         return outputs
     rows, *where = native_layout(input, dim)
     pointers = [0] * len(SLOTS)
     for slot, output in zip(asked, outputs):  # noqa: B905 - of one length, and in the way of every call
         pointers[slot] = output.data_ptr()
-    address, wide = (0, False) if target is None else (target.data_ptr(), target.dtype == torch.int64)
-    call = rows.data_ptr(), DTYPES[input.dtype], *where, address, wide, ignore_index, pointers
+    at, wide = (0, False) if target is None else (target.data_ptr(), target.dtype == torch.int64)
+    call = rows.data_ptr(), DTYPES[input.dtype], *where, at, wide, ignore_index, pointers
     if input.is_cuda:
         device, stream = place(input)
         outer, inner, classes = where[:3]
         size = native.cuda_row_scores_workspace(DTYPES[input.dtype], outer * inner, classes, device)
         workspace = torch.empty(size, dtype=torch.uint8, device=input.device) if size else None
         with current(input):
-            native.cuda_row_scores(*call, workspace.data_ptr() if size else 0, device, stream)
+            native.cuda_row_scores(*call, address(workspace), device, stream)
         return outputs
     bad_row = native.row_scores(*call, torch.get_num_threads())
     if bad_row >= 0:
@@ -132,17 +133,15 @@ def _row_grads(
         from torchassay.triton_kernels.row_grads import row_grads
 
         rows, *where = layout(input, dim)
-        outer, inner, classes, *strides = where
-        rows = rows.as_strided((outer, inner, classes), (*strides, 1))
         with current(input), with_classes_last(grad, dim) as out:
-            row_grads(rows, target, stats.view(6, -1), *upstream, ignore_index, out)
+            row_grads(as_rows(rows, where), target, stats.view(6, -1), *upstream, ignore_index, out)
         return grad
     rows, *where = native_layout(input, dim)
     call = (
         rows.data_ptr(),
         DTYPES[input.dtype],
         *where,
-        0 if target is None else target.data_ptr(),
+        address(target),
         target is not None and target.dtype == torch.int64,
         ignore_index,
         stats.data_ptr(),

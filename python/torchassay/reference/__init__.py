@@ -6,9 +6,10 @@ from torchassay.reference.ensemble import ensemble_score, mean_log_probs
 from torchassay.reference.functional import cross_entropy, entropy, log_prob, log_prob_entropy, reduced, score
 from torchassay.reference.heads import head_scores, score_binary, score_regression
 from torchassay.reference.options import capped, inverse_of, option_grads, option_scores
-from torchassay.reference.rows import exp_difference, labels, row_grads, row_scores, scaled
+from torchassay.reference.rows import by_class, exp_difference, labels, row_grads, row_scores, scaled
 
 __all__ = [
+    "by_class",
     "capped",
     "cdf",
     "cross_entropy",

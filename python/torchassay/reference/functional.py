@@ -11,7 +11,7 @@ from torchassay import checks
 from torchassay.options import Noise, Options, given, noise_given
 from torchassay.reference.draws import draw_scores
 from torchassay.reference.options import capped, inverse_of, option_scores
-from torchassay.reference.rows import labels, row_scores, rows_of, scaled, state
+from torchassay.reference.rows import by_class, labels, row_scores, rows_of, scaled, state
 from torchassay.scores import BIT, ROW_BITS, SIGNALS, STATS, Scores
 
 
@@ -121,8 +121,7 @@ def log_prob(
     inverse = inverse_of(temperature)
     s = state(x, inverse)
     y, ignored, outside = labels(target, x.shape[-1], ignore_index)
-    by_class = inverse.unsqueeze(-1) if isinstance(inverse, Tensor) else inverse
-    gap = torch.where(y == s.k.unsqueeze(-1), 0, scaled(s.m.unsqueeze(-1) - x.gather(-1, y), by_class))
+    gap = torch.where(y == s.k.unsqueeze(-1), 0, scaled(s.m.unsqueeze(-1) - x.gather(-1, y), by_class(inverse)))
     loss = gap + torch.log1p(s.r).unsqueeze(-1)
     return -loss.masked_fill(outside, torch.nan).masked_fill(ignored, 0)
 

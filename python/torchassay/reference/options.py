@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from torchassay.options import Options
-from torchassay.reference.rows import labels, row_sum, rows_of, scaled, state, unlabelled
+from torchassay.reference.rows import by_class, labels, row_sum, rows_of, scaled, state, unlabelled
 from torchassay.scores import BIT, ROW_SIGNALS, STATS, TARGET_BITS
 
 STATS_ROWS = 7  # m, u, z, r, rest, mu, beta
@@ -87,8 +87,7 @@ def option_scores(
         k = s.k.unsqueeze(-1)
         log_c = torch.log1p(s.r)
         lse = scaled(s.m, inverse) + log_c
-        by_column = inverse.unsqueeze(-1) if isinstance(inverse, Tensor) else inverse
-        gap = scaled((s.m.unsqueeze(-1) - v).scatter(-1, k, 0), by_column)
+        gap = scaled((s.m.unsqueeze(-1) - v).scatter(-1, k, 0), by_class(inverse))
         if t.y is not None:
             gap = torch.where(t.b == 0, 0, gap)  # classes outside the target, also those at -inf
         total, others = row_sum(t.b), row_sum(t.b.scatter(-1, k, 0))
@@ -97,7 +96,7 @@ def option_scores(
         found["loss"] = known(total * log_c + row_sum(t.b * gap) + options.z_loss * lse * lse)
         if signals & BIT["grad_norm"]:
             top = _top_entry(s.r, s.c, others + extra, total + extra, t.b.gather(-1, k).squeeze(-1))
-            g = (total + extra).unsqueeze(-1) * _softmax(v, s.m, s.u, s.z, s.r, by_column) - t.b
+            g = (total + extra).unsqueeze(-1) * _softmax(v, s.m, s.u, s.z, s.r, by_class(inverse)) - t.b
             g = g.scatter(-1, k, top.unsqueeze(-1)) * slope
             size = g.abs().amax(-1, keepdim=True)
             size = torch.where(size > 0, size, 1)  # the squares of a confident row would underflow
@@ -145,10 +144,9 @@ def option_grads(
     x = rows_of(input, dim)
     v, slope = capped(x, options.softcap)
     inverse = inverse_of(options.temperature)
-    by_column = inverse.unsqueeze(-1) if isinstance(inverse, Tensor) else inverse
     m, u, z, r, rest, mu, beta = stats
     c = 1 / (1 + r)
-    p = _softmax(v, m, u, z, r, by_column)
+    p = _softmax(v, m, u, z, r, by_class(inverse))
     gone = v == -torch.inf
     k = x.argmax(-1, keepdim=True)
     dx = torch.zeros_like(p)
@@ -160,7 +158,9 @@ def option_grads(
         entry = entry.masked_fill(t.outside.unsqueeze(-1), torch.nan)
         dx = torch.where(t.ignored.unsqueeze(-1), 0, entry)  # also where an ignored row is poisoned
     if grad_entropy is not None:
-        a = torch.where(gone, 0, scaled(m.unsqueeze(-1) - v, by_column)).scatter(-1, k, 0)
+        a = torch.where(gone, 0, scaled(m.unsqueeze(-1) - v, by_class(inverse))).scatter(-1, k, 0)
         dx = dx + grad_entropy.to(x.dtype).unsqueeze(-1) * p * (a - mu.unsqueeze(-1))
-    dx = torch.where(dx == 0, 0, scaled(dx * slope, by_column))  # an ignored row is 0, also where it is poisoned
+    dx = torch.where(
+        dx == 0, 0, scaled(dx * slope, by_class(inverse))
+    )  # an ignored row is 0, also where it is poisoned
     return dx.to(input.dtype).movedim(-1, dim)

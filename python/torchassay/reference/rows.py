@@ -56,6 +56,11 @@ def scaled(difference: Tensor, inverse: float | Tensor) -> Tensor:
     return difference * (inverse.to(difference.dtype) if isinstance(inverse, Tensor) else inverse)
 
 
+def by_class(inverse: float | Tensor) -> float | Tensor:
+    """What belongs to a row, for every class of it."""
+    return inverse.unsqueeze(-1) if isinstance(inverse, Tensor) else inverse
+
+
 def state(x: Tensor, inverse: float | Tensor = 1.0, k: Tensor | None = None) -> State:  # [..., C]
     """The state of every row of ``x``, differentiable in ``x``: u is only a point of reference, so it is detached.
 
@@ -71,8 +76,7 @@ def state(x: Tensor, inverse: float | Tensor = 1.0, k: Tensor | None = None) -> 
     u = rest.detach().amax(-1)
     lone = u == -torch.inf
     gone = rest == -torch.inf  # the top and masked classes: exactly 0 in every sum, also in the gradient
-    by_column = inverse.unsqueeze(-1) if isinstance(inverse, Tensor) else inverse
-    d = torch.where(gone, 0, scaled(rest - torch.where(lone, 0, u).unsqueeze(-1), by_column))
+    d = torch.where(gone, 0, scaled(rest - torch.where(lone, 0, u).unsqueeze(-1), by_class(inverse)))
     e = torch.where(gone, 0, torch.exp(d))
     R, T, Q = row_sum(e), -row_sum(e * d), row_sum(e * e)
     g, z = torch.where(lone, 0, scaled(m - u, inverse)), exp_difference(m, u, inverse)
