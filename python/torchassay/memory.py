@@ -9,7 +9,7 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -117,17 +117,16 @@ class SampleMemory:
             raise checks.InputValueError(f"{function}: index must be int64 of shape (B,), got {got}")
         step = _steps(function, step, index)
         known = scores.as_dict() if isinstance(scores, Scores) else scores
+        if not isinstance(known, Mapping):
+            raise checks.InputTypeError(f"{function}: scores must be Scores or a mapping, got {type(scores).__name__}")
         values = {}
         for signal in dict.fromkeys(field.signal for field in self._fields.values()):
             if signal not in known:
-                raise checks.InputValueError(
-                    f"{function}: scores must hold '{signal}', got {', '.join(known) or 'none'}"
-                )
+                raise checks.InputValueError(f"{function}: scores must hold '{signal}', got {', '.join(known)}")
             checks.tensor(function, f"scores['{signal}']", known[signal])
             if known[signal].shape != index.shape:
-                expected = f"index's shape {tuple(index.shape)}"
-                got = tuple(known[signal].shape)
-                raise checks.InputValueError(f"{function}: scores['{signal}'] must have {expected}, got {got}")
+                shapes = f"index's shape {tuple(index.shape)}, got {tuple(known[signal].shape)}"
+                raise checks.InputValueError(f"{function}: scores['{signal}'] must have {shapes}")
             values[signal] = known[signal].detach().float()
         (index, step, *copies), copied = _on_host([index, step, *values.values()])
         self._pending.append(Update(index, step, dict(zip(values, copies, strict=True)), copied))
@@ -138,20 +137,20 @@ class SampleMemory:
 
         Of the rule "forgetting" it is a copy: the memory's own numbers have a sign, negative after an incorrect visit.
         """
+        if name not in self._fields:
+            raise checks.InputValueError(f"SampleMemory: field must be one of {', '.join(self.fields)}, got {name!r}")
         found = self._array(name)
         return torch.from_numpy(np.abs(found) if self._fields[name].rule == "forgetting" else found)
 
     @property
     def visits(self) -> Tensor:
-        """How often each sample was visited, uint16 [n], at most 65,535; ``.int()`` to calculate with, as torch asks."""
-        self._take_in()
-        return torch.from_numpy(self._arrays["visits"])
+        """How often each sample was visited, uint16 [n], at most 65,535; torch can only compare ``.int()`` of it."""
+        return torch.from_numpy(self._array("visits"))
 
     @property
     def last_step(self) -> Tensor:
         """The step in which each sample was visited last, int32 [n]; -1: never."""
-        self._take_in()
-        return torch.from_numpy(self._arrays["last_step"])
+        return torch.from_numpy(self._array("last_step"))
 
     @property
     def nbytes(self) -> int:
@@ -216,8 +215,6 @@ class SampleMemory:
 
     def _array(self, name: str) -> np.ndarray:
         """An array as it is kept, up to date."""
-        if name not in self._arrays:
-            raise checks.InputValueError(f"SampleMemory: field must be one of {', '.join(self.fields)}, got {name!r}")
         self._take_in()
         return self._arrays[name]
 
@@ -241,12 +238,10 @@ class SampleMemory:
         if found != described:
             raise checks.InputValueError(f"SampleMemory: path must hold a memory of {described}, got {found}")
         for name, start in self._start.items():
-            size, expected = (path / files[name]).stat().st_size, self.n * start.dtype.itemsize
+            size, expected = (path / files[name]).stat().st_size, self.n * start.nbytes
             if size != expected:
                 raise checks.InputValueError(f"SampleMemory: {files[name]} must have {expected} bytes, got {size}")
-        return {
-            name: np.memmap(path / files[name], start.dtype, "r+", shape=self.n) for name, start in self._start.items()
-        }
+        return {name: np.memmap(path / files[name], start.dtype, shape=self.n) for name, start in self._start.items()}
 
     def _take_in(self, left: int = 0) -> None:
         """Take in the oldest of the pending updates, until as many are left."""
@@ -310,7 +305,7 @@ def keep(
     wide = values.detach().cpu().to(torch.promote_types(values.dtype, torch.float32))  # NumPy knows no bfloat16
     order = wide.nan_to_num(nan=-math.inf, posinf=math.inf, neginf=-math.inf).numpy()
     order = -order if largest else order
-    groups: Sequence[np.ndarray | slice] = [slice(None)]
+    groups = [np.arange(len(order))]
     if by is not None:
         checks.tensor("keep", "by", by)
         if by.dtype not in checks.INTEGERS:
@@ -359,10 +354,8 @@ def _steps(function: str, step: int | Tensor, index: Tensor) -> Tensor:
 
 
 def _on_host(tensors: list[Tensor]) -> tuple[list[Tensor], list[torch.cuda.Event]]:
-    """Copies in host memory, and the events after which those of CUDA tensors are there."""
-    copies = [
-        value.to("cpu", non_blocking=value.is_cuda, copy=True) for value in tensors
-    ]  # from CUDA: into pinned memory
+    """Copies in host memory (of CUDA tensors in pinned memory), and the events after which they are there."""
+    copies = [value.to("cpu", non_blocking=value.is_cuda, copy=True) for value in tensors]
     streams = [torch.cuda.current_stream(device) for device in {value.device for value in tensors if value.is_cuda}]
     return copies, [stream.record_event() for stream in streams]
 
