@@ -1,6 +1,6 @@
 """Everything a training loop wants to know about each sample, from one read of its logits."""
 
-from torchassay import data, reference
+from torchassay import data, reference, samplers
 from torchassay.backends import BackendFallback, backends
 from torchassay.data import Indexed
 from torchassay.ensemble import ensemble_score
@@ -34,6 +34,7 @@ __all__ = [
     "log_prob",
     "log_prob_entropy",
     "reference",
+    "samplers",
     "score",
     "score_binary",
     "score_regression",
