@@ -168,7 +168,7 @@ class InStep:
             self._keep(batch, chosen)
             yield from self._full(size, self._spare, more=True)
         yield from self._full(size, self._spare, more=False)
-        self.epoch = (self.epoch or 0) + 1
+        self.epoch, self._spare = (self.epoch or 0) + 1, None
 
     def counters(self) -> dict[str, float | list[int]]:
         """What has been done so far, as plain numbers for any logger.
