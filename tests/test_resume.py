@@ -99,3 +99,13 @@ def test_goes_on_as_if_it_had_not_been_killed(trainings, undisturbed, tmp_path, 
     assert ended[rank] == -9 and 0 not in ended
     assert trainings(tmp_path / "run", name, workers, world) == [0] * world
     check(tmp_path / "run", expected, world)
+
+
+def test_processes_of_torchrun_go_on(trainings, undisturbed, tmp_path):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", SCRIPT, "Shuffle"]
+    command += ["--folder", tmp_path, "--workers=2", "--kill=13:observed"]
+    ended = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True)
+    assert ended.returncode == 1 and "SIGKILL" in ended.stderr
+    assert len(stream(tmp_path, 1)) == 14
+    assert trainings(tmp_path, "Shuffle", 2, 2) == [0, 0]
+    check(tmp_path, undisturbed("Shuffle", 0, 2), 2)
