@@ -248,26 +248,33 @@ class Keys(Iterator):
     def __next__(self) -> int | tuple[int, float]:
         return next(self._keys)
 
-    def _walk(self) -> Iterator[int | tuple[int, float]]:
+    def _start(self) -> tuple[int, int]:
+        """Where the first key is to come from: the next epoch, if the loop did not tell and this one is through."""
         sampler, clock = self._sampler, self._sampler._clock
-        sampler._prepare()
+        unobserved = clock[POSITION] == clock[BEGUN]
+        if clock[FINISHED] and (unobserved or sampler.position >= sampler._batches()):
+            return sampler.epoch + 1, 0
+        return sampler.epoch, sampler.position
+
+    def _walk(self) -> Iterator[int | tuple[int, float]]:
+        sampler = self._sampler
         if self._epoch is None:
-            unobserved = clock[POSITION] == clock[BEGUN]
-            if clock[FINISHED] and (unobserved or sampler.position >= sampler._batches()):
-                sampler.set_epoch(sampler.epoch + 1)  # the loop over epochs does not
-                sampler._prepare()
-            self._epoch, self._given = sampler.epoch, sampler.position
+            self._epoch, self._given = self._start()
+            if self._epoch != sampler.epoch:
+                sampler.set_epoch(self._epoch)
+        sampler._prepare()
         while self._given < sampler._batches():
             index, weight = sampler._batch(self._given)
             self._given += 1
             yield from index.tolist() if weight is None else zip(index.tolist(), weight.tolist(), strict=True)
         if self._epoch == sampler.epoch:
-            clock[FINISHED] = 1
+            sampler._clock[FINISHED] = 1
 
-    def state_dict(self) -> dict[str, int | None]:
-        return {"epoch": self._epoch, "given": self._given}
+    def state_dict(self) -> dict[str, int]:
+        epoch, given = self._start() if self._epoch is None else (self._epoch, self._given)
+        return {"epoch": epoch, "given": given}
 
-    def load_state_dict(self, state: dict[str, int | None]) -> None:
+    def load_state_dict(self, state: dict[str, int]) -> None:
         clock = self._sampler._clock
         if state["epoch"] != self._sampler.epoch:
             return
