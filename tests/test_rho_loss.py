@@ -55,6 +55,8 @@ def test_nan_comes_last_and_the_first_of_equals_is_picked():
     picker = RHOLoss(irreducible, 0.5)
     loss = torch.tensor([9.0, 1.0, 1.0, 1.0])
     assert picker.pick({"loss": loss}, index=torch.arange(4)).mask.tolist() == [False, True, True, False]
+    equal = RHOLoss(torch.zeros(1000), 0.5).pick({"loss": torch.ones(1000)}, index=torch.arange(1000))
+    assert equal.mask[:500].all() and equal.count == 500
     loss = torch.tensor([0.0, float("nan"), -3.0, float("nan")])
     mask = torch.tensor([False, True, True, True])
     assert picker.pick({"loss": loss}, index=torch.arange(4), mask=mask).mask.tolist() == [False, True, True, False]

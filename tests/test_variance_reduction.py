@@ -107,9 +107,10 @@ def test_picks_are_the_draws_and_the_weights_the_papers(weighted, random):
 
 def test_a_draw_is_finer_than_the_24_bits_of_one_number():
     high, low = (float(uniforms(torch.tensor([id]), seed=5, step=0)) for id in (0, 1 << 40))
-    split = high + low / 2**25  # between the two
-    pick = VarianceReduction(2, gate=False, seed=5).pick({"grad_norm": torch.tensor([split, 1 - split]).double()})
-    assert pick.mask.tolist() == [False, True]
+    for split in (high + low / 2**25, high + low / 2**24):  # the second is the draw itself, and a draw is in [0, 1)
+        scores = torch.tensor([split, 1 - split], dtype=torch.float64)
+        pick = VarianceReduction(2, gate=False, seed=5).pick({"grad_norm": scores})
+        assert pick.mask.tolist() == [False, True]
 
 
 def test_samples_are_drawn_in_proportion_to_their_scores(random):
