@@ -127,23 +127,14 @@ def test_other_samples_sit_out_in_every_epoch(mixed):
 # ---- epochs
 
 
-class Indexed(torch.utils.data.Dataset):
-    """(x, y, index)"""
-
-    def __init__(self, x: torch.Tensor, y: torch.Tensor):
-        self.data = TensorDataset(x, y)
-
-    def __len__(self) -> int:
-        return len(self.data)
-
-    def __getitem__(self, i: int):
-        return *self.data[i], i
-
-
-def points(n: int = 45) -> Indexed:
+def points(n: int = 46) -> ta.Indexed:
     generator = torch.Generator().manual_seed(3)
     x = torch.randn(n, 6, generator=generator)
-    return Indexed(x, (x[:, 0] + 0.5 * torch.randn(n, generator=generator) > 0).long())
+    return ta.Indexed(TensorDataset(x, (x[:, 0] + 0.5 * torch.randn(n, generator=generator) > 0).long()))
+
+
+def inputs() -> torch.Tensor:
+    return torch.stack([x for x, *_ in points()])
 
 
 def network() -> nn.Sequential:
@@ -190,8 +181,8 @@ def expected_batches(known: dict[str, np.ndarray], size: int, order: str) -> lis
     [("both", "mixed", 4, 2), ("both", "mixed", 7, 0), ("loss", "mixed", 2, 0), ("uncertainty", "easy_to_hard", 4, 0)],
 )
 def test_training_by_what_the_epoch_before_has_shown(by, order, size, workers):
-    sampler = MixedOrder(45, batch_size=size, pivot=1, order=order, by=by, layers="2", std=0.5)
-    shuffled, full, seen = ta.samplers.Shuffle(45, batch_size=size), 45 // size, []
+    sampler = MixedOrder(46, batch_size=size, pivot=1, order=order, by=by, layers="2", std=0.5)
+    shuffled, full, seen = ta.samplers.Shuffle(46, batch_size=size), 46 // size, []
     for epoch, (batches, known) in enumerate(train(sampler, 4, workers)):
         seen.append(batches)
         if epoch <= 1:
@@ -202,7 +193,7 @@ def test_training_by_what_the_epoch_before_has_shown(by, order, size, workers):
         expected = expected_batches(known, size, order)
         assert batches[full:] == expected[full:]
         assert (batches == expected) == (order == "easy_to_hard") and sorted(batches[:full]) == sorted(expected[:full])
-    again = MixedOrder(45, batch_size=size, pivot=1, order=order, by=by, layers="2", std=0.5)
+    again = MixedOrder(46, batch_size=size, pivot=1, order=order, by=by, layers="2", std=0.5)
     assert [batches for batches, _ in train(again, 4)] == seen
 
 
@@ -250,7 +241,8 @@ def test_ranks_leave_out_what_fills_no_round():
 
 def test_goes_on_in_mid_epoch_with_the_same_noise(tmp_path):
     def stream(sampler, model):
-        x = points().data.tensors[0]
+        x = inputs()
+        sampler.set_epoch(sampler.epoch)
         while sampler.epoch < 3:
             for index in torch.tensor(list(sampler)).split(4):
                 found = sampler.uncertainty(model, x[index])
@@ -259,7 +251,7 @@ def test_goes_on_in_mid_epoch_with_the_same_noise(tmp_path):
             sampler.set_epoch(sampler.epoch + 1)
 
     def made():
-        return MixedOrder(45, batch_size=4, pivot=0, layers=["0", "2"], seed=4)
+        return MixedOrder(46, batch_size=4, pivot=0, layers=["0", "2"], seed=4)
 
     model, first, second = network(), made(), made()
     whole = list(stream(made(), model))
@@ -268,7 +260,7 @@ def test_goes_on_in_mid_epoch_with_the_same_noise(tmp_path):
     second.load(tmp_path / "state")
     assert second.epoch == 1 and begun + list(stream(second, model)) == whole
     assert [batch for batch, _ in whole[12:24]] != [batch for batch, _ in whole[24:]]
-    other = MixedOrder(45, batch_size=4, pivot=1, layers=["0", "2"], seed=4)
+    other = MixedOrder(46, batch_size=4, pivot=1, layers=["0", "2"], seed=4)
     with pytest.raises(InputValueError, match="MixedOrder: the state must have pivot=1, got 0"):
         other.load(tmp_path / "state")
 
@@ -295,11 +287,11 @@ def entropy(logits: torch.Tensor) -> torch.Tensor:
 
 
 def test_uncertainty_is_the_entropy_of_the_mean_of_noisy_forwards():
-    model, x = Recorded().train(), points().data.tensors[0]
+    model, x = Recorded().train(), inputs()
     model.network[1].eval()  # a frozen BatchNorm stays frozen
     modes = [module.training for module in model.modules()]
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    sampler = MixedOrder(45, batch_size=45, layers="network.0", draws=3)
+    sampler = MixedOrder(46, batch_size=46, layers="network.0", draws=3)
     found = sampler.uncertainty(model, x)
     assert [module.training for module in model.modules()] == modes and torch.is_grad_enabled()
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
@@ -308,9 +300,9 @@ def test_uncertainty_is_the_entropy_of_the_mean_of_noisy_forwards():
     outputs = [output for *_, output in model.calls]
     assert not any(torch.equal(a, b) for a, b in itertools.combinations(outputs, 2))
     torch.testing.assert_close(found, entropy(outputs), rtol=1e-5, atol=1e-6)
-    assert sampler.counters()["forward_items"] == 3 * 45
+    assert sampler.counters()["forward_items"] == 3 * 46
     torch.testing.assert_close(
-        MixedOrder(45, batch_size=45, layers="network.0", std=0.0).uncertainty(model, x),
+        MixedOrder(46, batch_size=46, layers="network.0", std=0.0).uncertainty(model, x),
         entropy([model.eval()(x).detach()]),
         rtol=1e-5,
         atol=1e-6,
@@ -321,17 +313,17 @@ def test_uncertainty_is_the_entropy_of_the_mean_of_noisy_forwards():
 @pytest.mark.parametrize(("kind", "size"), [("gaussian", 1.0), ("uniform", 3**-0.5), ("clipped", 0.959)])
 def test_the_noise_is_that_of_the_arguments(kind, size, std):
     """Its standard deviation, over draws, where the noisy layer is the last."""
-    model, x, outputs = network().eval(), points().data.tensors[0], []
+    model, x, outputs = network().eval(), inputs(), []
     plain = model(x).detach()
     model.register_forward_hook(lambda module, args, output: outputs.append(output.detach()))
-    MixedOrder(45, batch_size=45, layers="3", std=std, kind=kind, draws=40).uncertainty(model, x)
+    MixedOrder(46, batch_size=46, layers="3", std=std, kind=kind, draws=40).uncertainty(model, x)
     scale = plain.abs() if kind == "uniform" else plain.std(1, correction=0, keepdim=True)
     found = (torch.stack(outputs) - plain).std(0) / scale
     assert len(outputs) == 40 and found.mean().item() == pytest.approx(std * size, rel=0.05)
 
 
 def test_the_noise_is_another_one_in_every_step_and_the_same_from_the_same_seed():
-    model, x = network(), points().data.tensors[0][:5]
+    model, x = network(), inputs()[:5]
 
     def uncertainties(**arguments) -> list[torch.Tensor]:
         sampler, found = MixedOrder(20, batch_size=5, pivot=9, layers="0", **arguments), []
@@ -343,16 +335,16 @@ def test_the_noise_is_another_one_in_every_step_and_the_same_from_the_same_seed(
                 sampler.observe(index, {"loss": torch.zeros(len(index)), "uncertainty": found[-1][: len(index)]})
         return found
 
-    ranks = [uncertainties(rank=rank, num_replicas=2) for rank in (0, 1)]
-    different = [*uncertainties(), *uncertainties(seed=1), *ranks[1]]
-    assert len(different) == 8 + 8 + 4
-    assert not any(torch.equal(a, b) for a, b in itertools.combinations(different, 2))
-    assert all(torch.equal(a, b) for a, b in zip(uncertainties(), different[:8], strict=True))
+    first, other_seed = uncertainties(), uncertainties(seed=1)
+    assert len(first) == 8 and not any(torch.equal(a, b) for a, b in itertools.combinations([*first, *other_seed], 2))
+    ranks = [uncertainties(rank=rank, num_replicas=2) for rank in (0, 1)]  # which take turns at the batches
+    again = [*uncertainties(), *itertools.chain(*zip(*ranks, strict=True))]
+    assert all(torch.equal(a, b) for a, b in zip(again, [*first, *first], strict=True))
 
 
 def test_uncertainty_of_another_forward():
-    model, x = network().eval(), points().data.tensors[0]
-    sampler = MixedOrder(45, batch_size=45, layers="0")
+    model, x = network().eval(), inputs()
+    sampler = MixedOrder(46, batch_size=46, layers="0")
     expected = sampler.uncertainty(model, x)
     found = sampler.uncertainty(model, {"x": x}, forward=lambda model, batch: model(batch["x"]))
     assert torch.equal(found, expected)
@@ -361,7 +353,7 @@ def test_uncertainty_of_another_forward():
 # ---- categories
 
 
-@pytest.mark.parametrize("n", [1, 8, 45])
+@pytest.mark.parametrize("n", [1, 8, 46])
 def test_categories_by_halves_of_both_ranks(n):
     sampler = MixedOrder(n, batch_size=4)
     loss, uncertainty = scores(n, seed=1)
