@@ -129,8 +129,8 @@ class MixedOrder(Planned):
         To be called after the optimizer's step and before `observe`, with the same augmented batch. It is the entropy
         of the mean of the softmax over noisy forwards, in eval mode without gradient; the modes of all modules are as
         before afterwards. The noise is another one in each step and depends on the seed, the epoch and the batch's
-        place in it alone. Nothing reads the values before epoch ``pivot``: until then NaN in their place saves the
-        forwards.
+        place in it alone. What is observed before epoch ``pivot`` is replaced before a plan reads it, but for samples
+        that sit out then: until then NaN in its place saves the forwards.
 
         That the entropy is one over all classes is an assumption. The authors' published code has another form, of the
         target's logit, normalised over the batch, so that a sample's value depends on the others; it is not offered.
@@ -230,7 +230,7 @@ def rank_sum(*signals: np.ndarray) -> np.ndarray:
     """The difficulty of each sample: the sum of its ranks in the signals, from 0 for the smallest; uint32."""
     total = np.zeros(len(signals[0]), dtype=np.uint32)
     for values in signals:
-        total[ascending(values)] += np.arange(len(total), dtype=np.uint32)
+        np.add.at(total, ascending(values), np.arange(len(total), dtype=np.uint32))
     return total
 
 
