@@ -7,7 +7,8 @@ sample and plan epochs, or draw batches, from them.
 from torchassay.samplers.batch_trimming import BatchTrimming
 from torchassay.samplers.cross_epoch import CrossEpoch
 from torchassay.samplers.in_step import InStep, Pick
+from torchassay.samplers.mixed_order import MixedOrder
 from torchassay.samplers.selective_backprop import SelectiveBackprop
 from torchassay.samplers.shuffle import Shuffle
 
-__all__ = ["BatchTrimming", "CrossEpoch", "InStep", "Pick", "SelectiveBackprop", "Shuffle"]
+__all__ = ["BatchTrimming", "CrossEpoch", "InStep", "MixedOrder", "Pick", "SelectiveBackprop", "Shuffle"]
