@@ -7,8 +7,22 @@ sample and plan epochs, or draw batches, from them.
 from torchassay.samplers.batch_trimming import BatchTrimming
 from torchassay.samplers.cross_epoch import CrossEpoch
 from torchassay.samplers.in_step import InStep, Pick
+from torchassay.samplers.low import LOW
 from torchassay.samplers.mixed_order import MixedOrder
+from torchassay.samplers.rho_loss import RHOLoss
 from torchassay.samplers.selective_backprop import SelectiveBackprop
 from torchassay.samplers.shuffle import Shuffle
+from torchassay.samplers.variance_reduction import VarianceReduction
 
-__all__ = ["BatchTrimming", "CrossEpoch", "InStep", "MixedOrder", "Pick", "SelectiveBackprop", "Shuffle"]
+__all__ = [
+    "LOW",
+    "BatchTrimming",
+    "CrossEpoch",
+    "InStep",
+    "MixedOrder",
+    "Pick",
+    "RHOLoss",
+    "SelectiveBackprop",
+    "Shuffle",
+    "VarianceReduction",
+]
