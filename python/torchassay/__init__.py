@@ -1,11 +1,12 @@
 """Everything a training loop wants to know about each sample, from one read of its logits."""
 
-from torchassay import reference
+from torchassay import reference, samplers
 from torchassay.backends import BackendFallback, backends
 from torchassay.ensemble import ensemble_score
 from torchassay.functional import cross_entropy, entropy, explain, log_prob, log_prob_entropy, score
 from torchassay.heads import score_binary, score_regression
 from torchassay.history import History
+from torchassay.memory import SampleMemory, keep
 from torchassay.modules import CrossEntropyLoss, Scorer
 from torchassay.noise import FeatureNoise
 from torchassay.scores import SIGNALS, Scores
@@ -18,6 +19,7 @@ __all__ = [
     "CrossEntropyLoss",
     "FeatureNoise",
     "History",
+    "SampleMemory",
     "Scorer",
     "Scores",
     "backends",
@@ -25,9 +27,11 @@ __all__ = [
     "ensemble_score",
     "entropy",
     "explain",
+    "keep",
     "log_prob",
     "log_prob_entropy",
     "reference",
+    "samplers",
     "score",
     "score_binary",
     "score_regression",
