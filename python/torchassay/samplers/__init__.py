@@ -5,6 +5,7 @@ sample and plan epochs, or draw batches, from them.
 """
 
 from torchassay.samplers.cross_epoch import CrossEpoch
+from torchassay.samplers.online_importance import OnlineImportance
 from torchassay.samplers.shuffle import Shuffle
 
-__all__ = ["CrossEpoch", "Shuffle"]
+__all__ = ["CrossEpoch", "OnlineImportance", "Shuffle"]
