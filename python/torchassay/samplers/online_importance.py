@@ -180,7 +180,7 @@ class OnlineImportance(Drawn):
             place = self._weights.draw(self._random(k), size, self.replacement)
             if not self.adaptive:
                 chance = self._weights.probability(place) * (self._counts.sum() / self._replicas.world)
-                np.divide(1.0, chance, out=weight, where=chance > 0, casting="same_kind")
+                np.divide(1.0, chance, out=weight, where=chance > 0)
                 weight = weight if self.clip is None else np.minimum(weight, np.float32(self.clip))
             age = int(self._clock[STEP]) + k - self.memory.last_step.numpy()[place].astype(np.int64)
             self._counters.stale(float(age.sum()), size)

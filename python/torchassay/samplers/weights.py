@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+
 from torchassay import checks
 
 BLOCK = 256  # entries that share a sum: a draw reads every sum once and one block
