@@ -9,17 +9,19 @@ from torchassay.samplers.cross_epoch import CrossEpoch
 from torchassay.samplers.in_step import InStep, Pick
 from torchassay.samplers.low import LOW
 from torchassay.samplers.mixed_order import MixedOrder
+from torchassay.samplers.online_importance import OnlineImportance
 from torchassay.samplers.rho_loss import RHOLoss
 from torchassay.samplers.selective_backprop import SelectiveBackprop
 from torchassay.samplers.shuffle import Shuffle
 from torchassay.samplers.variance_reduction import VarianceReduction
 
 __all__ = [
-    "LOW",
     "BatchTrimming",
     "CrossEpoch",
     "InStep",
+    "LOW",
     "MixedOrder",
+    "OnlineImportance",
     "Pick",
     "RHOLoss",
     "SelectiveBackprop",
