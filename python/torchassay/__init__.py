@@ -6,6 +6,7 @@ from torchassay.ensemble import ensemble_score
 from torchassay.functional import cross_entropy, entropy, explain, log_prob, log_prob_entropy, score
 from torchassay.heads import score_binary, score_regression
 from torchassay.history import History
+from torchassay.memory import SampleMemory, keep
 from torchassay.modules import CrossEntropyLoss, Scorer
 from torchassay.noise import FeatureNoise
 from torchassay.scores import SIGNALS, Scores
@@ -18,6 +19,7 @@ __all__ = [
     "CrossEntropyLoss",
     "FeatureNoise",
     "History",
+    "SampleMemory",
     "Scorer",
     "Scores",
     "backends",
@@ -25,6 +27,7 @@ __all__ = [
     "ensemble_score",
     "entropy",
     "explain",
+    "keep",
     "log_prob",
     "log_prob_entropy",
     "reference",

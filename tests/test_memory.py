@@ -1,0 +1,550 @@
+"""``SampleMemory`` against loops over samples, and ``keep`` against sorting."""
+
+import builtins
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+import torchassay as ta
+from torchassay import memory as module
+from torchassay.checks import InputTypeError, InputValueError
+
+FIELDS = {
+    "loss": "last",
+    "mean_loss": "mean of loss",
+    "worst": "max of loss",
+    "slow": "ema:0.9 of loss",
+    "newest": "ema:0 of loss",
+    "forgetting": "forgetting of target_margin",
+}
+
+
+def batches(count: int, n: int, size: int, nan: float = 0.1):
+    """Batches of different samples with values of both signs, some NaN or infinite, and some margins of exactly 0."""
+    generator = torch.Generator().manual_seed(3)
+    for step in range(count):
+        index = torch.randperm(n, generator=generator)[:size]
+        loss, margin = torch.randn(2, size, generator=generator)
+        draws = torch.rand(size, generator=generator)
+        loss[draws < nan] = torch.nan
+        margin[draws > 1 - nan] = torch.nan
+        margin[(draws > 0.4) & (draws < 0.5)] = 0.0
+        loss[(draws > 0.5) & (draws < 0.51)] = torch.inf
+        yield index, {"loss": loss, "target_margin": margin, "entropy": torch.full((size,), torch.nan)}, 3 * step
+
+
+def by_hand(seen: list[float], rule: str, decay: float = 0.0) -> float:
+    """What a rule makes of all values that a sample had, in order, with NaN where there was none."""
+    found, learnt, before = math.nan, False, False
+    for visit, value in enumerate(seen, 1):
+        if math.isnan(value):
+            continue
+        if rule == "forgetting":
+            correct = value > 0
+            forgotten = before and not correct
+            found = (found if learnt else 0.0) + forgotten if learnt or correct else math.inf
+            learnt, before = learnt or correct, correct
+        elif math.isnan(found) or rule == "last":
+            found = value
+        elif rule == "max":
+            found = max(found, value)
+        elif rule == "mean":
+            found = (found * (visit - 1) + value) / visit
+        else:
+            found = decay * found + (1 - decay) * value if decay else value
+    return found
+
+
+def test_the_rules_are_those_of_a_loop_over_samples():
+    n = 50
+    memory = ta.SampleMemory(n, FIELDS)
+    seen = {"loss": [[] for _ in range(n)], "target_margin": [[] for _ in range(n)]}
+    last = [-1] * n
+    for index, scores, step in batches(60, n, 20):
+        memory.update(index, ta.Scores(scores), step)
+        for at, i in enumerate(index.tolist()):
+            last[i] = step
+            for signal, values in seen.items():
+                values[i].append(scores[signal][at].item())
+    expected = {
+        "loss": [by_hand(values, "last") for values in seen["loss"]],
+        "mean_loss": [by_hand(values, "mean") for values in seen["loss"]],
+        "worst": [by_hand(values, "max") for values in seen["loss"]],
+        "slow": [by_hand(values, "ema", 0.9) for values in seen["loss"]],
+        "newest": [by_hand(values, "ema", 0.0) for values in seen["loss"]],
+        "forgetting": [by_hand(values, "forgetting") for values in seen["target_margin"]],
+    }
+    for name, values in expected.items():
+        torch.testing.assert_close(memory[name], torch.tensor(values), rtol=2e-6, atol=2e-6, equal_nan=True)
+        assert memory[name].dtype == torch.float32
+    assert memory.visits.tolist() == [len(values) for values in seen["loss"]]
+    assert memory.last_step.tolist() == last
+    assert max(expected["forgetting"]) > 3 and math.inf in expected["worst"]
+
+
+def test_the_mean_is_that_of_all_visits():
+    memory = ta.SampleMemory(1, {"loss": "mean"})
+    values = torch.rand(1000, generator=torch.Generator().manual_seed(1))
+    for step, value in enumerate(values):
+        memory.update(torch.tensor([0]), {"loss": value[None]}, step)
+    assert memory["loss"].item() == pytest.approx(values.double().mean().item(), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("visits", "events"),
+    [
+        ([False, False], math.inf),
+        ([True, True], 0),
+        ([False, True], 0),
+        ([True, False], 1),
+        ([True, False, False, True], 1),
+        ([False, True, False, True, False], 2),
+    ],
+)
+def test_forgetting_events(visits, events):
+    """Toneva et al.: transitions from correct to incorrect; what was never learnt is forgotten most."""
+    memory = ta.SampleMemory(1, {"correct": "forgetting"})
+    for step, correct in enumerate(visits):
+        memory.update(torch.tensor([0]), {"correct": torch.tensor([correct])}, step)
+    assert memory["correct"].item() == events
+
+
+def test_nan_never_enters_and_its_visit_counts():
+    rules = {"a": "last of x", "b": "mean of x", "c": "max of x", "d": "ema:0.5 of x", "e": "forgetting of x"}
+    memory = ta.SampleMemory(2, rules)
+    for step, value in enumerate([torch.nan, 4.0, torch.nan, 1.0]):
+        memory.update(torch.tensor([1]), {"x": torch.tensor([value])}, step)
+        if step == 0:
+            assert all(memory[name].isnan().all() for name in rules)
+    assert [memory[name][1].item() for name in rules] == [1.0, (3 * 4.0 + 1.0) / 4, 4.0, 2.5, 0.0]
+    assert memory.visits.tolist() == [0, 4] and memory.last_step.tolist() == [-1, 3]
+    memory.update(torch.tensor([0]), {"x": torch.tensor([torch.inf])}, 4)
+    memory.update(torch.tensor([0]), {"x": torch.tensor([-torch.inf])}, 5)
+    assert memory["b"][0] == torch.inf and memory["d"][0] == torch.inf  # of inf and -inf there is no mean
+
+
+def test_of_a_sample_that_stands_twice_in_a_batch_the_last_place_counts():
+    memory = ta.SampleMemory(3, {"loss": "last", "mean": "mean of loss"})
+    memory.update(torch.tensor([2, 2, 0]), {"loss": torch.tensor([1.0, 5.0, 7.0])}, torch.tensor([4, 6, 8]))
+    assert memory.visits.tolist() == [1, 0, 1] and memory.last_step.tolist() == [8, -1, 6]
+    torch.testing.assert_close(memory["mean"], torch.tensor([7.0, torch.nan, 5.0]), equal_nan=True)
+
+
+def test_visits_stay_at_their_largest_number():
+    memory = ta.SampleMemory(1, {"loss": "mean"})
+    memory.state_dict()["visits"][0] = 65533
+    memory.state_dict()["loss"][0] = 0.0
+    for step in range(4):
+        memory.update(torch.tensor([0]), {"loss": torch.ones(1)}, step)
+        assert memory.visits.item() == min(65534 + step, 65535)
+    share = 65533 / 65534 * (65534 / 65535) ** 3  # of the old mean
+    assert memory["loss"].item() == pytest.approx(1 - share, rel=1e-3)
+
+
+def test_half_precision_bool_and_whole_numbers_are_taken_as_float32():
+    memory = ta.SampleMemory(2, {"loss": "last"})
+    for dtype in (torch.float64, torch.bfloat16, torch.bool, torch.int64):
+        values = torch.tensor([1.0, 0.0]).to(dtype)
+        memory.update(torch.arange(2), {"loss": values}, 0)
+        assert memory["loss"].tolist() == [1.0, 0.0]
+
+
+def test_values_with_a_graph_are_detached():
+    memory = ta.SampleMemory(2)
+    loss = torch.tensor([1.0, 2.0], requires_grad=True)
+    memory.update(torch.arange(2), {"loss": loss}, 0)
+    assert not memory["loss"].requires_grad
+    loss.data[0] = 9.0
+    assert memory["loss"].tolist() == [1.0, 2.0]
+
+
+@pytest.mark.parametrize("fields", [{"loss": "last"}, FIELDS])
+@pytest.mark.parametrize("mapped", [False, True])
+def test_bytes_a_sample(fields, mapped, tmp_path):
+    n = 1000
+    memory = ta.SampleMemory(n, fields, path=tmp_path / "memory" if mapped else None)
+    assert memory.nbytes == n * (4 * len(fields) + 6)
+    assert memory.nbytes == sum(memory.state_dict()[name].nbytes for name in (*fields, "visits", "last_step"))
+    if mapped:
+        files = [file for file in (tmp_path / "memory").iterdir() if file.suffix != ".json"]
+        assert sum(file.stat().st_size for file in files) == memory.nbytes
+
+
+def test_fields_are_read_without_a_copy():
+    memory = ta.SampleMemory(3, FIELDS)
+    loss = memory["loss"]
+    memory.update(torch.tensor([1]), {"loss": torch.tensor([2.0]), "target_margin": torch.tensor([1.0])}, 7)
+    assert loss[1] == 2.0 and loss.data_ptr() == memory["loss"].data_ptr()
+    assert memory.visits.data_ptr() == memory.visits.data_ptr()
+
+
+class LateCopies:
+    """In the place of copies from a GPU: host tensors that hold nonsense until one waits for their event."""
+
+    def __init__(self):
+        self.waited = 0
+
+    def __call__(self, tensors):
+        copies = [torch.zeros_like(value) for value in tensors]
+        originals = [value.clone() for value in tensors]
+        late = self
+
+        class Event:
+            def synchronize(self):
+                late.waited += 1
+                for copy, original in zip(copies, originals, strict=True):
+                    copy.copy_(original)
+
+        return copies, [Event()]
+
+
+def test_updates_from_a_gpu_wait_until_they_are_read(monkeypatch):
+    late = LateCopies()
+    monkeypatch.setattr(module, "_on_host", late)
+    memory, expected = ta.SampleMemory(40, FIELDS), ta.SampleMemory(40, FIELDS)
+    updates = list(batches(80, 40, 10))
+    for done, (index, scores, step) in enumerate(updates, 1):
+        memory.update(index, scores, step)
+        assert late.waited == max(0, done - 32)  # a step waits for one that is 32 steps old, and only for it
+    monkeypatch.undo()
+    for index, scores, step in updates:
+        expected.update(index, scores, step)
+    for name in FIELDS:
+        torch.testing.assert_close(memory[name], expected[name], rtol=0, atol=0, equal_nan=True)
+    assert late.waited == 80 and torch.equal(memory.visits, expected.visits)
+
+    monkeypatch.setattr(module, "_on_host", late)
+    memory.update(torch.tensor([40]), updates[0][1] | dict.fromkeys(("loss", "target_margin"), torch.ones(1)), 0)
+    with pytest.raises(ValueError, match=r"^SampleMemory.update: index must be in \[0, 40\), got 40$"):
+        memory.visits.tolist()
+    assert torch.equal(memory.visits, expected.visits)
+    for read in (memory.state_dict, lambda: memory.top("loss", 1), lambda: memory.last_step, memory.clear):
+        memory.update(*updates[0])
+        assert len(memory._pending) == 1
+        read()
+        assert not memory._pending
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_updates_from_a_gpu():
+    memory, expected = ta.SampleMemory(40, FIELDS), ta.SampleMemory(40, FIELDS)
+    for at, (index, scores, step) in enumerate(batches(80, 40, 10)):
+        expected.update(index, scores, step)
+        on_gpu = {name: value.cuda() for name, value in scores.items()}
+        memory.update(index.cuda() if at % 2 else index, on_gpu, step)
+        for value in on_gpu.values():
+            value.zero_()  # after the copy, in the order of the stream
+    for name in FIELDS:
+        torch.testing.assert_close(memory[name], expected[name], rtol=0, atol=0, equal_nan=True)
+
+
+PROCESS = """
+import sys, torch, torchassay as ta
+rank = int(sys.argv[2])
+memory = ta.SampleMemory(1000, {"loss": "last", "worst": "max of loss"}, path=sys.argv[1])
+mine = torch.arange(rank, 1000, 2)
+for step in range(5):
+    memory.update(mine, {"loss": 1000.0 * rank + mine - step}, step + 10 * rank)
+"""
+
+
+def test_two_processes_map_one_folder(tmp_path):
+    path = tmp_path / "new" / "memory"
+    processes = [subprocess.Popen([sys.executable, "-c", PROCESS, str(path), str(rank)]) for rank in range(2)]
+    assert [process.wait(120) for process in processes] == [0, 0]
+    memory = ta.SampleMemory(1000, {"loss": "last", "worst": "max of loss"}, path=path)
+    index = torch.arange(1000)
+    assert torch.equal(memory["worst"], 1000.0 * (index % 2) + index)
+    assert torch.equal(memory["loss"], memory["worst"] - 4)
+    assert torch.equal(memory.last_step, (4 + 10 * (index % 2)).int())
+    assert set(memory.visits.tolist()) == {5}
+    assert [file.name for file in path.parent.iterdir()] == ["memory"]  # the slower one cleaned up
+    other = ta.SampleMemory(1000, {"loss": "last", "worst": "max of loss"}, path=path)
+    memory.clear()
+    assert other["loss"].isnan().all() and other.last_step.max() == -1 and not other.visits.numpy().any()
+
+
+def test_the_faster_of_two_processes_makes_the_folder(tmp_path, monkeypatch):
+    """Between the look at the folder and its renaming another process has made and filled it."""
+    path, rename = tmp_path / "memory", module.Path.rename
+
+    def late(self, target):
+        monkeypatch.setattr(module.Path, "rename", rename)
+        ta.SampleMemory(2, path=path).update(torch.tensor([1]), {"loss": torch.tensor([3.0])}, 5)
+        return rename(self, target)
+
+    monkeypatch.setattr(module.Path, "rename", late)
+    assert ta.SampleMemory(2, path=path)["loss"][1] == 3.0
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    with pytest.raises(OSError):
+        ta.SampleMemory(3, path=tmp_path / "full")
+    assert [file.name for file in tmp_path.iterdir()] == ["full"]
+    ta.SampleMemory(3, path=tmp_path / "memory")
+    for n, fields in ((4, None), (3, {"loss": "mean"})):
+        asked = {"n": n, "fields": fields or {"loss": "last"}}
+        with pytest.raises(ValueError) as error:
+            ta.SampleMemory(n, fields, path=tmp_path / "memory")
+        got = "{'n': 3, 'fields': {'loss': 'last'}}"
+        assert str(error.value) == f"SampleMemory: path must hold a memory of {asked}, got {got}"
+    with open(tmp_path / "memory" / "visits.uint16", "ab") as file:
+        file.truncate(4)
+    with pytest.raises(ValueError, match=r"^SampleMemory: visits.uint16 must have 6 bytes, got 4$"):
+        ta.SampleMemory(3, path=tmp_path / "memory")
+
+
+def test_the_largest_and_the_smallest_values():
+    memory = ta.SampleMemory(9, {"loss": "last"})
+    memory.update(torch.tensor([1, 2, 3, 5, 7, 8]), {"loss": torch.tensor([2.0, -1.0, 2.0, 7.0, torch.inf, 2.0])}, 0)
+    values, index = memory.top("loss", 4)
+    assert values.tolist() == [torch.inf, 7.0, 2.0, 2.0] and index.tolist() == [7, 5, 1, 3]
+    values, index = memory.top("loss", 2, largest=False)
+    assert values.tolist() == [-1.0, 2.0] and index.tolist() == [2, 1]
+    assert memory.top("loss", 100)[1].tolist() == [7, 5, 1, 3, 8, 2]  # only those with a value
+    assert memory.top("loss", 0)[1].tolist() == []
+
+
+def test_the_state_is_taken_up_where_it_was_left(tmp_path):
+    updates = list(batches(30, 40, 10))
+    straight, first, second = (ta.SampleMemory(40, FIELDS) for _ in range(3))
+    for update in updates[:15]:
+        straight.update(*update)
+        first.update(*update)
+    torch.save(first.state_dict(), tmp_path / "state")
+    second.load_state_dict(torch.load(tmp_path / "state", weights_only=True))
+    for update in updates[15:]:
+        straight.update(*update)
+        second.update(*update)
+    for mine, theirs in zip(straight.state_dict().values(), second.state_dict().values(), strict=True):
+        if isinstance(mine, torch.Tensor):
+            torch.testing.assert_close(mine, theirs, rtol=0, atol=0, equal_nan=True)
+    state = first.state_dict()
+    first.update(*updates[20])
+    assert torch.equal(state["visits"], first.visits)  # by reference
+    assert not torch.equal(first.visits, second.visits)  # and loaded as a copy
+
+
+def test_a_table_in_a_file(tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    memory = ta.SampleMemory(40, FIELDS)
+    for update in batches(5, 40, 10):
+        memory.update(*update)
+    memory.to_parquet(tmp_path / "memory.parquet")
+    table = parquet.read_table(tmp_path / "memory.parquet")
+    assert table.column_names == ["index", *FIELDS, "visits", "last_step"]
+    assert table["index"].to_pylist() == list(range(40))
+    for name in FIELDS:
+        np.testing.assert_array_equal(table[name].to_numpy(), memory[name].numpy())
+    assert table["visits"].to_pylist() == memory.visits.tolist()
+    assert table["last_step"].to_pylist() == memory.last_step.tolist()
+
+
+def test_a_table_needs_pyarrow(tmp_path, monkeypatch):
+    real = builtins.__import__
+
+    def without(name, *args):
+        if name.startswith("pyarrow"):
+            raise ImportError(name)
+        return real(name, *args)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(ImportError, match=r'^SampleMemory.to_parquet needs pyarrow: pip install "torchassay\[io\]"$'):
+        ta.SampleMemory(1).to_parquet(tmp_path / "memory.parquet")
+
+
+def window(values: list[float], start: int, stop: int, largest: bool) -> list[int]:
+    """Places [start, stop) in the order of a stable sort, NaN below all other numbers."""
+    keys = [-math.inf if math.isnan(value) else value for value in values]
+    return sorted(sorted(range(len(keys)), key=lambda i: -keys[i] if largest else keys[i])[start:stop])
+
+
+def halves_upwards(n: int, *hundredths: int) -> int:
+    return (2 * n * sum(hundredths) + 100) // 200
+
+
+VALUES = torch.randint(0, 12, (101,), generator=torch.Generator().manual_seed(5)).float()
+VALUES[::9] = torch.nan
+VALUES[3] = -torch.inf
+VALUES[4] = torch.inf
+
+
+@pytest.mark.parametrize("largest", [True, False])
+@pytest.mark.parametrize("fraction", [0, 10, 35, 50, 100])
+@pytest.mark.parametrize("offset", [0, 15, 65])
+def test_windows_are_those_of_a_sort(fraction, offset, largest):
+    if fraction + offset > 100:
+        offset = 0
+    start, stop = halves_upwards(101, offset), halves_upwards(101, offset, fraction)
+    for dtype in (torch.float32, torch.float64, torch.bfloat16):
+        found = ta.keep(VALUES.to(dtype), fraction / 100, offset / 100, largest=largest)
+        assert found.dtype == torch.int64 and found.tolist() == window(VALUES.tolist(), start, stop, largest)
+
+
+@pytest.mark.parametrize("largest", [True, False])
+def test_windows_of_every_class(largest):
+    classes = torch.randint(-1, 4, (101,), generator=torch.Generator().manual_seed(6), dtype=torch.int16)
+    classes[50] = 30000  # alone
+    expected = []
+    for label in set(classes.tolist()):
+        members = [i for i, other in enumerate(classes.tolist()) if other == label]
+        start, stop = halves_upwards(len(members), 20), halves_upwards(len(members), 20, 50)
+        expected += [members[i] for i in window(VALUES[members].tolist(), start, stop, largest)]
+    assert ta.keep(VALUES, 0.5, 0.2, largest=largest, by=classes).tolist() == sorted(expected)
+
+
+@pytest.mark.parametrize("n", [1, 5, 15, 23])
+def test_windows_side_by_side_share_nothing_and_leave_nothing_out(n):
+    """0.1 + 0.2 is more than 0.3 in floats: a sample in the middle must not go both ways."""
+    values = torch.rand(n, generator=torch.Generator().manual_seed(n))
+    parts = [ta.keep(values, 0.2, 0.1), ta.keep(values, 0.1), ta.keep(values, 0.4, 0.3), ta.keep(values, 0.3, 0.7)]
+    assert sorted(torch.cat(parts).tolist()) == list(range(n))
+    assert all(abs(len(part) - n * share) < 1 for part, share in zip(parts, (0.2, 0.1, 0.4, 0.3), strict=True))
+
+
+def test_a_window_of_nothing():
+    assert ta.keep(torch.empty(0), 0.5).tolist() == []
+    assert ta.keep(torch.empty(0), 0.5, by=torch.empty(0, dtype=torch.int64)).tolist() == []
+
+
+ONE = {"loss": torch.ones(1)}
+AT = torch.tensor([0])
+BAD = {
+    "n": (lambda: ta.SampleMemory(0), ValueError, "SampleMemory: n must be at least 1, got 0"),
+    "n 2.0": (lambda: ta.SampleMemory(2.0), TypeError, "SampleMemory: n must be an int, got float"),
+    "rule": (
+        lambda: ta.SampleMemory(1, {"loss": "median"}),
+        ValueError,
+        "SampleMemory: a rule must be last, mean, max, forgetting or ema:DECAY with DECAY in [0, 1), and may go on "
+        "with ' of SIGNAL'; got 'median'",
+    ),
+    "decay": (lambda: ta.SampleMemory(1, {"loss": "ema:1"}), ValueError, "; got 'ema:1'"),
+    "no decay": (lambda: ta.SampleMemory(1, {"loss": "ema:x"}), ValueError, "; got 'ema:x'"),
+    "rule 1": (
+        lambda: ta.SampleMemory(1, {"loss": 1}),
+        TypeError,
+        "SampleMemory: fields must map a name to a rule, got str: int",
+    ),
+    "name": (
+        lambda: ta.SampleMemory(1, {"visits": "last"}),
+        ValueError,
+        "SampleMemory: names of fields must be identifiers other than index, fields, visits and last_step, "
+        "got 'visits'",
+    ),
+    "path in a name": (lambda: ta.SampleMemory(1, {"../loss": "last"}), ValueError, "got '../loss'"),
+    "index": (
+        lambda: ta.SampleMemory(1).update(AT.int(), ONE, 0),
+        ValueError,
+        "SampleMemory.update: index must be int64 of shape (B,), got int32 of shape (1,)",
+    ),
+    "index list": (
+        lambda: ta.SampleMemory(1).update([0], ONE, 0),
+        TypeError,
+        "SampleMemory.update: index must be a Tensor, got list",
+    ),
+    "out of range": (
+        lambda: ta.SampleMemory(1).update(AT + 1, ONE, 0),
+        ValueError,
+        "SampleMemory.update: index must be in [0, 1), got 1",
+    ),
+    "negative": (
+        lambda: ta.SampleMemory(1).update(AT - 1, ONE, 0),
+        ValueError,
+        "SampleMemory.update: index must be in [0, 1), got -1",
+    ),
+    "missing": (
+        lambda: ta.SampleMemory(1, {"el2n": "mean of grad_norm"}).update(AT, ONE, 0),
+        ValueError,
+        "SampleMemory.update: scores must hold 'grad_norm', got loss",
+    ),
+    "no scores": (
+        lambda: ta.SampleMemory(1).update(AT, torch.ones(1), 0),
+        TypeError,
+        "SampleMemory.update: scores must be Scores or a mapping, got Tensor",
+    ),
+    "shape": (
+        lambda: ta.SampleMemory(1).update(AT, {"loss": torch.ones(1, 2)}, 0),
+        ValueError,
+        "SampleMemory.update: scores['loss'] must have index's shape (1,), got (1, 2)",
+    ),
+    "step": (
+        lambda: ta.SampleMemory(1).update(AT, ONE, 0.5),
+        TypeError,
+        "SampleMemory.update: step must be an int or a Tensor, got float",
+    ),
+    "steps": (
+        lambda: ta.SampleMemory(1).update(AT, ONE, torch.zeros(2, dtype=torch.int64)),
+        ValueError,
+        "SampleMemory.update: step must be an int or int64 of shape (1,), got int64 of shape (2,)",
+    ),
+    "step -1": (
+        lambda: ta.SampleMemory(1).update(AT, ONE, -1),
+        ValueError,
+        "SampleMemory.update: step must be in [0, 2147483648), got -1",
+    ),
+    "field": (
+        lambda: ta.SampleMemory(1, {"a": "last", "b": "last"})["c"],
+        ValueError,
+        "SampleMemory: field must be one of a, b, got 'c'",
+    ),
+    "iteration": (lambda: list(ta.SampleMemory(1)), TypeError, "'SampleMemory' object is not iterable"),
+    "k": (lambda: ta.SampleMemory(1).top("loss", -1), ValueError, "SampleMemory.top: k must be at least 0, got -1"),
+    "k 1.0": (lambda: ta.SampleMemory(1).top("loss", 1.0), TypeError, "SampleMemory.top: k must be an int, got float"),
+    "state of other fields": (
+        lambda: ta.SampleMemory(1).load_state_dict(ta.SampleMemory(1, {"loss": "max"}).state_dict()),
+        ValueError,
+        "SampleMemory.load_state_dict: state must have fields {'loss': 'last'}, got {'loss': 'max'}",
+    ),
+    "state of another n": (
+        lambda: ta.SampleMemory(1).load_state_dict(ta.SampleMemory(2).state_dict()),
+        ValueError,
+        "SampleMemory.load_state_dict: state must have 'loss' as float32 (1,), got float32 (2,)",
+    ),
+    "values": (lambda: ta.keep([1.0], 0.5), TypeError, "keep: values must be a Tensor, got list"),
+    "whole values": (lambda: ta.keep(AT, 0.5), TypeError, "keep: values must be floating-point, got int64"),
+    "shape of values": (
+        lambda: ta.keep(torch.ones(1, 2), 0.5),
+        ValueError,
+        "keep: values must have shape (N,), got (1, 2)",
+    ),
+    "fraction": (lambda: ta.keep(torch.ones(1), 1.1), ValueError, "keep: fraction must be in [0, 1], got 1.1"),
+    "offset": (
+        lambda: ta.keep(torch.ones(1), 0.8, 0.3),
+        ValueError,
+        "keep: offset must be in [0, 1 - fraction], got 0.3 with 0.8",
+    ),
+    "classes": (
+        lambda: ta.keep(torch.ones(1), 0.5, by=torch.ones(1)),
+        TypeError,
+        "keep: by must have an integer dtype, got float32",
+    ),
+    "shape of classes": (
+        lambda: ta.keep(torch.ones(1), 0.5, by=torch.arange(2)),
+        ValueError,
+        "keep: by must have the shape of values (1,), got (2,)",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input(case):
+    call, kind, message = BAD[case]
+    with pytest.raises(kind) as error:
+        call()
+    assert str(error.value).endswith(message)
+    assert case == "iteration" or isinstance(error.value, (InputValueError, InputTypeError))
+
+
+def test_a_refused_update_changes_nothing():
+    memory = ta.SampleMemory(2)
+    with pytest.raises(ValueError):
+        memory.update(torch.tensor([0, 2]), {"loss": torch.ones(2)}, 0)
+    assert memory["loss"].isnan().all() and not memory.visits.numpy().any()
+    memory.update(torch.tensor([0]), ONE, 1)
+    assert memory.visits.tolist() == [1, 0]
