@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 from torchassay.samplers import balance_aware
-from torchassay.samplers.balance_aware import balance, balance_scores, highest, share_of_epoch, weighted_order
+from torchassay.samplers.balance_aware import BalanceAware, balance, highest, share_of_epoch, weighted_order
+from torchassay.samplers.balance_scores import balance_scores
 
 
 def chi_square(counts, expected):

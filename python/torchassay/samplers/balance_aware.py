@@ -2,113 +2,229 @@
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
-from torchassay import checks
-from torchassay.functional import score
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from torchassay import checks, data
+from torchassay.samplers.cross_epoch import FINISHED, STEP
+from torchassay.samplers.in_step import evaluating, unwrapped
+from torchassay.samplers.planned import Planned, _array
 from torchassay.scores import Scores
 
-CRITERIA = ("both", "similarity", "loss")
+CRITERIA = {"both": ("similarity", "loss"), "similarity": ("similarity",), "loss": ("loss",)}
 _TAG = 0xB55  # of this method's random numbers
 _ONE = (1 << 15) - 1  # what a smoothed score of 1 is kept as
 _PART = 1 << 16  # samples at a time, where a temporary copy of all would cost memory
 
 
-def balance_scores(
-    logits_per_modality: Sequence[Tensor],
-    fused_logits: Tensor,
-    target: Tensor,
-    *,
-    weights: Sequence[float] | None = None,
-) -> Scores:
-    """How well the modalities of each sample agree and how large its loss is: what BSS measures; detached.
+class BalanceAware(Planned):
+    """Balance-aware sequence sampling, BSS (arXiv 2501.01470, IJCAI 2025), for data of two or more modalities.
+
+    A sample's score s, in [-1, 1], is its similarity less its loss (see `balance_scores`), each moved and scaled to [0,
+    1] over the data set: high for samples that are easy and whose modalities agree. The heuristic scheduler (BSS-H)
+    trains on a growing share of the highest ones; the learned one (BSS-L) on all, in an order in which high ones tend
+    to come first. ::
+
+        def scores(model, batch):
+            audio, video, target, _ = batch
+            return balance_scores(*model(audio, video), target)  # model: ((audio logits, video logits), fused logits)
+
+        dataset = ta.Indexed(dataset)
+        sampler = ta.samplers.BalanceAware(dataset, batch_size=32)
+        loader = DataLoader(dataset, batch_size=32, sampler=sampler)
+        sampler.measure(DataLoader(dataset, batch_size=256), model, scores)
+        for epoch in range(100):
+            sampler.set_epoch(epoch)
+            for audio, video, target, index in loader:
+                heads, fused = model(audio, video)
+                ...
+                sampler.observe(index, balance_scores(heads, fused, target))
 
     Args:
-        logits_per_modality: the logits of each modality's own head, two or more, [N, C] each, float16, bfloat16,
-            float32 or float64, any strides; never written to.
-        fused_logits: those of the head on all modalities, [N, C].
-        target: class indices [N] or class probabilities [N, C], as for `torchassay.score`.
-        weights: what the losses count in the sum: the fused one's, then one a modality, each at least 0; best as in the
-            loss that you train on. Default: 1 each. The authors' code has (0.1, 0.9, 0.9) for CREMA-D.
+        data: as in `CrossEpoch`, like all that is not named here.
+        batch_size: as in `CrossEpoch`.
+        scheduler: "heuristic": epoch t = 1, 2, ... takes the floor(N lambda(t)) highest scores in random order, at
+            least one, lambda(t) = min(1, sqrt(lambda0^2 + (1 - lambda0^2) t / t_grow)). The scores are those that
+            `measure` found before the first update: what is observed changes nothing, and ``observe(index, {})`` will
+            do. "learned": all samples, drawn without replacement (see ``mode``).
+        criterion: "both", or the ablations "similarity" (s in [0, 1]) and "loss" (s in [-1, 0]), which measure and
+            observe that one alone.
+        mode: what the learned scheduler draws with. "paper": p = softmax of the smoothed score s', which is s at the
+            first rescoring and (1 - beta) s' + beta s at each later one. "official": p in proportion to s + 1.01 of the
+            last rescoring, without smoothing, as the authors' code does. That the N draws of an epoch are without
+            replacement is theirs too; the paper does not say.
+        lambda0, t_grow: the first share and the epoch that is the first with all samples; the authors' values.
+        beta: in (0, 1], what a new score counts. The paper's sensitivity plot for CREMA-D is almost flat and highest at
+            about 0.6.
+        rescore_every: epochs from one rescoring to the next. It is an assumption: the paper gives no number, and the
+            authors' code rescores in every epoch.
 
-    Returns:
-        `Scores` with "similarity", the cosine of two modalities' softmax outputs, the mean over all pairs, in [0, 1];
-        and "loss", the weighted sum of cross-entropies in nats; [N] each, float32 (float64 for float64 logits). Both
-        are sums of terms that are not negative, so they keep their relative precision however sure the heads are; a
-        cosine below 1e-38 is 0 or has fewer digits. NaN as in `torchassay.score`.
+    A rescoring, in the epochs 0, ``rescore_every``, 2 ``rescore_every``, ..., takes what is known of each sample when
+    the epoch begins: what `observe` was last told in training, for which nothing has to run, or what `measure` found
+    since. The authors run the model over all samples again; for that, call `measure` before ``set_epoch`` of each of
+    those epochs. A sample that has not been seen since the last rescoring counts with its last value. If a criterion
+    is the same for all samples it is 0 for all (an assumption: the formula is 0/0).
+
+    A smoothed score is kept as a 16-bit fixed-point number, right to 2e-5: an exact float32 would let what is kept
+    grow by 2 bytes a sample, and chances would differ by 0.002 %.
 
     Raises:
-        ValueError: fewer than two modalities, shapes or weights that do not fit, or what `score` raises.
-        TypeError: a dtype that does not fit.
-
-    The two criteria are "prediction similarity" and "training loss" of BSS (arXiv 2501.01470, IJCAI 2025); the mean
-    over pairs is what the authors' code does with three modalities.
-
-    Example:
-        >>> import torch, torchassay as ta
-        >>> audio, video = torch.tensor([[4.0, 0.0], [4.0, 0.0]]), torch.tensor([[5.0, 0.0], [0.0, 5.0]])
-        >>> s = balance_scores([audio, video], audio + video, torch.tensor([0, 0]))
-        >>> [f"{value:.3f}" for value in s.similarity.tolist()], [f"{value:.3f}" for value in s.loss.tolist()]
-        (['1.000', '0.025'], ['0.025', '6.338'])
+        ValueError: an argument out of range.
+        TypeError: an argument of another type.
+        RuntimeError: an epoch begins with samples that have no score: call `measure`.
     """
-    weights = _check_balance_scores(logits_per_modality, fused_logits, target, weights)
-    with torch.no_grad():
-        pairs = itertools.combinations([_direction(logits) for logits in logits_per_modality], 2)
-        cosines = torch.stack([(u * v).sum(-1) for u, v in pairs])
-        similarity = cosines.mean(0).clamp_(max=1)  # rounding can exceed 1
-        every = zip(weights, (fused_logits, *logits_per_modality), strict=True)
-        losses = [weight * score(logits, target, signals="loss").loss for weight, logits in every if weight]
-        loss = torch.stack(losses).sum(0)
-    return Scores({"similarity": similarity, "loss": loss})
 
+    def __init__(
+        self,
+        data: Dataset | int,
+        *,
+        batch_size: int,
+        scheduler: str = "learned",
+        criterion: str = "both",
+        mode: str = "paper",
+        lambda0: float = 0.1,
+        t_grow: float = 40,
+        beta: float = 0.6,
+        rescore_every: int = 1,
+        **common,
+    ):
+        for name, value, known in (
+            ("scheduler", scheduler, ("learned", "heuristic")),
+            ("criterion", criterion, tuple(CRITERIA)),
+            ("mode", mode, ("paper", "official")),
+        ):
+            if value not in known:
+                expected = f"one of {', '.join(known)}"
+                raise checks.InputValueError(f"BalanceAware: {name} must be {expected}, got {value!r}")
+        if not 0 <= lambda0 <= 1:
+            raise checks.InputValueError(f"BalanceAware: lambda0 must be in [0, 1], got {lambda0}")
+        if not 0 < t_grow < math.inf:
+            raise checks.InputValueError(f"BalanceAware: t_grow must be greater than 0 and finite, got {t_grow}")
+        if not 0 < beta <= 1:
+            raise checks.InputValueError(f"BalanceAware: beta must be in (0, 1], got {beta}")
+        if isinstance(rescore_every, bool) or not isinstance(rescore_every, int):
+            got = type(rescore_every).__name__
+            raise checks.InputTypeError(f"BalanceAware: rescore_every must be an int, got {got}")
+        if rescore_every < 1:
+            raise checks.InputValueError(f"BalanceAware: rescore_every must be at least 1, got {rescore_every}")
+        self.scheduler, self.criterion, self.mode, self.rescore_every = scheduler, criterion, mode, rescore_every
+        self.lambda0, self.t_grow, self.beta = lambda0, t_grow, beta
+        self.fields = dict.fromkeys(CRITERIA[criterion], "last")
+        super().__init__(data, batch_size=batch_size, **common)
 
-def _check_balance_scores(
-    logits_per_modality: Sequence[Tensor], fused: Tensor, target: Tensor, weights: Sequence[float] | None
-) -> Sequence[float]:
-    """The checked weights."""
-    function = "balance_scores"
-    if isinstance(logits_per_modality, Tensor) or not isinstance(logits_per_modality, Sequence):
-        expected, got = "a sequence of tensors", type(logits_per_modality).__name__
-        raise checks.InputTypeError(f"{function}: logits_per_modality must be {expected}, got {got}")
-    if len(logits_per_modality) < 2:
-        expected = "those of at least two modalities"
-        raise checks.InputValueError(
-            f"{function}: logits_per_modality must be {expected}, got {len(logits_per_modality)}"
-        )
-    names = ["fused_logits", *(f"logits_per_modality[{i}]" for i in range(len(logits_per_modality)))]
-    for name, logits in zip(names, (fused, *logits_per_modality), strict=True):
-        checks.tensor(function, name, logits)
-        if logits.dtype not in checks.FLOATS:
-            expected, got = "float16, bfloat16, float32 or float64", checks.dtype_name(logits.dtype)
-            raise checks.InputTypeError(f"{function}: {name} must be {expected}, got {got}")
-        if logits.dim() != 2 or logits.shape != fused.shape:
-            expected = "have shape (N, C)" if fused.dim() != 2 else f"have fused_logits' shape {tuple(fused.shape)}"
-            raise checks.InputValueError(f"{function}: {name} must {expected}, got {tuple(logits.shape)}")
-        if logits.device != fused.device:
-            expected = f"on fused_logits' device, {fused.device}"
-            raise checks.InputValueError(f"{function}: {name} must be {expected}, got {logits.device}")
-    checks.score(function, fused, target, "loss", -1, None, -100)
-    if weights is None:
-        return [1.0] * len(names)
-    if len(weights) != len(names):
-        expected = f"{len(names)} numbers, the fused loss's and one a modality"
-        raise checks.InputValueError(f"{function}: weights must be {expected}, got {len(weights)}")
-    if not all(0 <= weight < math.inf for weight in weights) or not any(weights):
-        expected = "at least 0, finite and not all 0"
-        raise checks.InputValueError(f"{function}: weights must be {expected}, got {tuple(weights)}")
-    return weights
+    # ---- for users
 
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The signals to observe: none for the heuristic scheduler."""
+        return () if self.scheduler == "heuristic" else tuple(self.fields)
 
-def _direction(logits: Tensor) -> Tensor:
-    """Softmax outputs over their length; what softmax divides by cancels."""
-    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    odds = torch.exp(wide - wide.amax(-1, keepdim=True))
-    return odds / odds.norm(dim=-1, keepdim=True)
+    def measure(
+        self, loader, model: nn.Module, forward: Callable[[nn.Module, Any], Scores | dict[str, Tensor]]
+    ) -> None:
+        """Score the samples of a loader, as they are before the next update: in eval mode, without gradient.
+
+        The next epoch is planned with what is found; so this goes before the first epoch, or between the end of one
+        and ``set_epoch`` of the next. With several processes all call it, each with its part of the samples (or all
+        with all). It counts as a visit of each sample. The authors' code measures in train mode, which moves the
+        statistics of BatchNorm; this leaves the model as it is.
+
+        Args:
+            loader: gives batches of a `torchassay.Indexed`; before the first epoch those of the whole data set.
+            model: scored as it is; under DistributedDataParallel its module.
+            forward: ``forward(model, batch)`` gives the batch's `balance_scores`.
+
+        Raises:
+            RuntimeError: an epoch is under way.
+            ValueError: the loader's data set is not Indexed, or a criterion is missing in the scores.
+        """
+        name = "BalanceAware.measure"
+        if self._planned and not self._clock[FINISHED] and self.position < self._batches():
+            expected = "before the first epoch, or between the end of one and set_epoch of the next"
+            raise RuntimeError(f"{name}: must be called {expected}, got epoch {self.epoch} under way")
+        first = int(self._clock[STEP])
+        step = first + (-(-self._kept() // self.batch_size) if self._planned else 0)  # after those of the epoch
+        with self._counters.scoring(), evaluating(model), torch.no_grad():
+            for batch in loader:
+                index = data.index_of(loader, batch)
+                if index is None:
+                    got = type(loader.dataset).__name__
+                    raise checks.InputValueError(f"{name}: loader must have a torchassay.Indexed data set, got {got}")
+                self.memory.update(index, forward(unwrapped(model), batch), step)
+                self._counters.scored(len(index))
+        self._replicas.merge(self._rows(), self.memory.last_step, first)
+        self._clock[STEP] += 1  # the next epoch's steps come after this one
+
+    # ---- the plan
+
+    def _open(self, folder) -> None:
+        super()._open(folder)
+        if self.scheduler == "learned":
+            self._smoothed = _array(folder, "smoothed", self.n, np.int16)
+            self._rescorings = _array(folder, "rescorings", 1, np.int64)  # as many as are due by the last one's epoch
+
+    def _ready(self, epoch: int) -> bool:
+        return not any(np.isnan(self.memory[name].numpy()).any() for name in self.fields)
+
+    def _missing(self) -> str:
+        without = np.zeros(self.n, bool)
+        for name in self.fields:
+            without |= np.isnan(self.memory[name].numpy())
+        got = f"{np.count_nonzero(without)} of {self.n} samples have none or only NaN, the first is {without.argmax()}"
+        return f"BalanceAware: every sample needs a score: call measure(loader, model, forward) on all; {got}"
+
+    def _plan(self, epoch: int) -> tuple[np.ndarray, None]:
+        if self.scheduler == "heuristic":
+            count = max(1, math.floor(self.n * share_of_epoch(epoch, self.lambda0, self.t_grow)))
+            order = highest(self._balance(), count, self.seed)
+            self._random().shuffle(order)
+            return order, None
+        due = epoch // self.rescore_every + 1
+        if due > self._rescorings[0]:
+            self._rescore()
+            self._rescorings[0] = due
+        weight = self._smoothed / np.float32(_ONE)
+        weight = np.exp(weight, out=weight) if self.mode == "paper" else np.add(weight, np.float32(1.01), out=weight)
+        return weighted_order(weight, self._random(_TAG)), None
+
+    def _rescore(self) -> None:
+        found = self._balance()
+        if self.mode == "paper" and self._rescorings[0]:
+            found *= np.float32(self.beta)
+            found += self._smoothed * np.float32((1 - self.beta) / _ONE)
+        found *= np.float32(_ONE)
+        self._smoothed[:] = np.rint(found, out=found)
+
+    def _balance(self) -> np.ndarray:
+        return balance(*(self.memory[name].numpy() if name in self.fields else None for name in CRITERIA["both"]))
+
+    def _keep(self, index: Tensor, scores: Scores | dict[str, Tensor]) -> None:
+        if self.scheduler == "heuristic":  # the first scores stay; the visit counts
+            scores = {name: self.memory[name][index] for name in self.fields}
+        super()._keep(index, scores)
+
+    # ---- state
+
+    def _arguments(self) -> dict:
+        own = ("scheduler", "criterion", "mode", "lambda0", "t_grow", "beta", "rescore_every")
+        return super()._arguments() | {name: getattr(self, name) for name in own}
+
+    def _state(self) -> dict:
+        state = super()._state()
+        if self._replicas.leader and self.scheduler == "learned":
+            state |= {"smoothed": torch.from_numpy(self._smoothed), "rescorings": torch.from_numpy(self._rescorings)}
+        return state
+
+    def _load(self, state: dict) -> None:
+        if self._replicas.leader and self.scheduler == "learned":
+            self._smoothed[:], self._rescorings[:] = state["smoothed"].numpy(), state["rescorings"].numpy()
+        super()._load(state)
 
 
 def share_of_epoch(epoch: int, lambda0: float = 0.1, t_grow: float = 40) -> float:
@@ -117,15 +233,15 @@ def share_of_epoch(epoch: int, lambda0: float = 0.1, t_grow: float = 40) -> floa
     return 1.0 if grown == 1 else math.sqrt(lambda0**2 + (1 - lambda0**2) * grown)
 
 
-def balance(similarity: np.ndarray, loss: np.ndarray, criterion: str = "both") -> np.ndarray:
+def balance(similarity: np.ndarray | None, loss: np.ndarray | None) -> np.ndarray:
     """BSS's score s of every sample, float32 in [-1, 1]: high where the modalities agree and the loss is low.
 
-    Each criterion is moved and scaled to [0, 1] over all samples, then s = similarity - loss, or one of these alone.
+    Each criterion is moved and scaled to [0, 1] over all samples, then s = similarity - loss, without one that is None.
     """
-    if criterion == "loss":
+    if similarity is None:
         return -_scaled(loss)
     found = _scaled(similarity)
-    if criterion == "both":
+    if loss is not None:
         found -= _scaled(loss)
     return found
 
