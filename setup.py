@@ -36,7 +36,14 @@ class CMakeBuild(build_ext):
 
 native = os.environ.get("TORCHASSAY_NATIVE", "1") != "0"
 setup(
-    packages=["torchassay", "torchassay.checks", "torchassay.ops", "torchassay.reference", "torchassay.triton_kernels"],
+    packages=[
+        "torchassay",
+        "torchassay.checks",
+        "torchassay.ops",
+        "torchassay.reference",
+        "torchassay.samplers",
+        "torchassay.triton_kernels",
+    ],
     package_dir={"torchassay": "python/torchassay", "torchassay.triton_kernels": "triton_kernels"},
     package_data={"torchassay": ["py.typed"]},
     ext_modules=[Extension("torchassay._native", sources=[])] if native else [],

@@ -1,6 +1,6 @@
 """Everything a training loop wants to know about each sample, from one read of its logits."""
 
-from torchassay import reference
+from torchassay import reference, samplers
 from torchassay.backends import BackendFallback, backends
 from torchassay.ensemble import ensemble_score
 from torchassay.functional import cross_entropy, entropy, explain, log_prob, log_prob_entropy, score
@@ -31,6 +31,7 @@ __all__ = [
     "log_prob",
     "log_prob_entropy",
     "reference",
+    "samplers",
     "score",
     "score_binary",
     "score_regression",

@@ -1,0 +1,10 @@
+"""Samplers: the methods of the papers, in two protocols.
+
+In-step methods (`InStep`) score a batch and pick from it. Cross-epoch methods (`CrossEpoch`) keep values of every
+sample and plan epochs, or draw batches, from them.
+"""
+
+from torchassay.samplers.cross_epoch import CrossEpoch
+from torchassay.samplers.shuffle import Shuffle
+
+__all__ = ["CrossEpoch", "Shuffle"]

@@ -1,0 +1,229 @@
+"""The second protocol: values are kept for every sample, and an epoch is planned, or a batch drawn, from them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from torchassay import checks
+from torchassay.distributed import Replicas
+from torchassay.memory import SampleMemory
+from torchassay.samplers import states
+from torchassay.samplers.counters import REUSE_BINS, Counters
+from torchassay.scores import Scores
+
+Batch = tuple[np.ndarray, "np.ndarray | None"]  # indices, and their weights where the method has some
+
+EPOCH, POSITION, STEP, FINISHED, LAG = range(5)  # of the clock
+
+
+class CrossEpoch(Sampler):
+    """Base of the samplers that keep values of every sample; give one to a DataLoader as its ``sampler``.
+
+    ::
+
+        dataset = ta.Indexed(dataset)
+        sampler = ta.samplers.MixedOrder(dataset, batch_size=32, pivot=20)
+        loader = DataLoader(dataset, batch_size=32, sampler=sampler, num_workers=4)
+        for epoch in range(sampler.epoch, 100):
+            sampler.set_epoch(epoch)
+            for x, y, index in loader:
+                loss, s = ta.cross_entropy(model(x), y, signals=sampler.needs)
+                loss.backward()
+                ...
+                sampler.observe(index, s)
+
+    Args:
+        data: the `torchassay.Indexed` data set, or its length.
+        batch_size: that of the DataLoader. What the DataLoader's ``drop_last`` is does not matter; the sampler's does.
+        seed: an int >= 0; what comes in which order depends on it, the epoch and the observed values alone.
+        drop_last: leave out samples that fill no batch, or with several ranks no batch for each: other ones in each
+            epoch. False: they come as a smaller last batch, with several ranks as one for each rank.
+        rank, num_replicas: as in `torch.utils.data.DistributedSampler`. Ranks take whole batches, the k-th goes to rank
+            k modulo ``num_replicas``, and all get equally many.
+        plan_dir: a folder for what the sampler keeps, mapped into memory instead of held in it. Several processes of
+            one machine always share what they keep, by default through a temporary folder.
+
+    Several processes construct, call `set_epoch`, iterate, `load_state_dict` alike, as collective calls.
+
+    `observe` tells what a batch's samples are worth, once a batch and in order, and that the batch is trained on: the
+    position in the epoch is what has been observed. What a loader's workers have fetched beyond it comes again after
+    `load_state_dict`. A loop that never observes begins an epoch anew after a resume.
+    """
+
+    fields: ClassVar[dict[str, str]] = {"loss": "last"}  # of the memory
+    weighted: ClassVar[bool] = False  # keys are (index, weight)
+    memory: SampleMemory
+
+    def __init__(
+        self,
+        data: Dataset | int,
+        *,
+        batch_size: int,
+        seed: int = 0,
+        drop_last: bool = False,
+        rank: int | None = None,
+        num_replicas: int | None = None,
+        plan_dir: str | os.PathLike | None = None,
+    ):
+        name = type(self).__name__
+        n = data if isinstance(data, int) else len(data)
+        for argument, value, least in (("data", n, 1), ("batch_size", batch_size, 1), ("seed", seed, 0)):
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise checks.InputTypeError(f"{name}: {argument} must be an int, got {type(value).__name__}")
+            if value < least:
+                what = "have at least 1 sample" if argument == "data" else f"be at least {least}"
+                raise checks.InputValueError(f"{name}: {argument} must {what}, got {value}")
+        self.n, self.batch_size, self.seed, self.drop_last = n, batch_size, seed, bool(drop_last)
+        self._replicas = Replicas(name, rank, num_replicas)
+        self._clock = np.zeros(5, np.int64)  # by reference in the state, as all that changes
+        self._counters = Counters(reuse=False)
+
+    # ---- for users
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The signals to observe."""
+        return tuple(rule.split(" of ")[1] if " of " in rule else name for name, rule in self.fields.items())
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that is under way."""
+        return int(self._clock[EPOCH])
+
+    @property
+    def position(self) -> int:
+        """How many batches of the epoch this rank has observed."""
+        return int(self._clock[POSITION])
+
+    def set_epoch(self, epoch: int) -> None:
+        """Begin ``epoch``: merge what all ranks observed, plan, position 0. The epoch that is under way goes on."""
+        name = type(self).__name__
+        if isinstance(epoch, bool) or not isinstance(epoch, int):
+            raise checks.InputTypeError(f"{name}: epoch must be an int, got {type(epoch).__name__}")
+        if epoch < 0:
+            raise checks.InputValueError(f"{name}: epoch must be at least 0, got {epoch}")
+        self._clock[FINISHED] = 0
+        if epoch != self.epoch:
+            self._begin(epoch)
+
+    def __iter__(self) -> Iterator[int | tuple[int, float]]:
+        if self._clock[FINISHED]:  # the loop over epochs does not call set_epoch
+            self.set_epoch(self.epoch + 1)
+        self._prepare()
+        epoch, k = self.epoch, self.position
+        while k < self._batches():
+            index, weight = self._batch(k)
+            yield from index.tolist() if weight is None else zip(index.tolist(), weight.tolist(), strict=True)
+            k += 1
+        if epoch == self.epoch:
+            self._clock[FINISHED] = 1
+
+    def observe(self, index: Tensor, scores: Scores | dict[str, Tensor]) -> None:
+        """Keep what the next batch's samples are worth, and take the batch as trained on.
+
+        Args:
+            index: [B] int64, as the loader gave it.
+            scores: `Scores`, or a dict of tensors [B], that hold the signals in ``self.needs``; on any device.
+
+        Raises:
+            ValueError: this is not the next batch of this rank, or a signal is missing.
+            TypeError: a dtype that does not fit.
+        """
+        name = f"{type(self).__name__}.observe"
+        checks.tensor(name, "index", index)
+        if index.dtype != torch.int64:
+            raise checks.InputTypeError(f"{name}: index must be int64, got {checks.dtype_name(index.dtype)}")
+        self._prepare()
+        if self.position >= self._batches():
+            raise checks.InputValueError(f"{name}: index must be of an epoch under way, got one after its last batch")
+        expected, weight = self._batch(self.position)
+        same = len(index) == len(expected)  # an index on a GPU is taken at its word: to look would mean waiting
+        if not same or (index.device.type == "cpu" and not np.array_equal(index.numpy(), expected)):
+            want = f"batch {self.position} of the epoch, {_shown(expected)}"
+            raise checks.InputValueError(f"{name}: index must be {want}, got {_shown(index.cpu().numpy())}")
+        with self._counters.scoring():
+            self._keep(torch.from_numpy(expected.astype(np.int64)), scores)
+        self._counters.scored(len(expected))
+        ones = torch.ones(len(expected))
+        self._counters.picked(ones if weight is None else torch.from_numpy(weight), torch.from_numpy(expected).long())
+        self._clock[POSITION] += 1
+
+    def counters(self) -> dict[str, float | list[int]]:
+        """What has been done so far, as plain numbers for any logger: as `InStep.counters`, of this rank.
+
+        ``scoring_ms`` is the time in `observe` and in planning or drawing; ``staleness`` the mean age, in steps, of the
+        values that plans or draws were made from.
+        """
+        visits = self.memory.visits.int().clamp(max=REUSE_BINS - 1)
+        return self._counters.as_dict() | {"reuse": torch.bincount(visits, minlength=REUSE_BINS).tolist()}
+
+    def track(self, corrupted: Tensor) -> None:
+        """From now on count the share of samples trained on that are ``corrupted`` (bool, one a sample)."""
+        self._counters.track(corrupted)
+
+    def state_dict(self) -> dict:
+        """Everything that going on needs; tensors by reference, as a module's. Every rank keeps its own."""
+        mine = self._arguments() | {"clock": torch.from_numpy(self._clock)}
+        return mine | {"counters": self._counters.state_dict(), "own": self._state()}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Go on from a `state_dict` of a sampler with the same arguments, in as many processes."""
+        states.expect(type(self).__name__, state, **self._arguments())
+        self._clock[:] = state["clock"].numpy()
+        self._counters.load_state_dict(state["counters"])
+        self._load(state["own"])
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write the `state_dict` to ``path``; large arrays into a file beside it, with a checksum."""
+        states.save(path, self.state_dict())
+
+    def load(self, path: str | os.PathLike) -> None:
+        """Go on from what `save` wrote."""
+        self.load_state_dict(states.load(path))
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(epoch {self.epoch}, batch {self.position}: {self._counters!r})"
+
+    # ---- for the kinds below
+
+    def _arguments(self) -> dict:
+        """What a state must agree in."""
+        own = {"method": type(self).__name__, "n": self.n, "batch_size": self.batch_size, "seed": self.seed}
+        return own | {"drop_last": self.drop_last, "rank": self._replicas.rank, "num_replicas": self._replicas.world}
+
+    def _begin(self, epoch: int) -> None:
+        """Another epoch."""
+        raise NotImplementedError
+
+    def _prepare(self) -> None:
+        """What must be there before the first batch of an epoch."""
+
+    def _batches(self) -> int:
+        """How many batches of the epoch are this rank's."""
+        raise NotImplementedError
+
+    def _batch(self, k: int) -> Batch:
+        """This rank's batch k of the epoch; the same whenever it is asked for."""
+        raise NotImplementedError
+
+    def _keep(self, index: Tensor, scores: Scores | dict[str, Tensor]) -> None:
+        """Keep the values of the batch at the position."""
+        raise NotImplementedError
+
+    def _state(self) -> dict:
+        return {}
+
+    def _load(self, state: dict) -> None:
+        pass
+
+
+def _shown(index: np.ndarray) -> str:
+    dots = ", ..." if len(index) > 4 else ""
+    return f"[{', '.join(map(str, index[:4]))}{dots}] ({len(index)} samples)"

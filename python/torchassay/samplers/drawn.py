@@ -1,0 +1,79 @@
+"""Samplers that draw every batch when the loader asks for it, from what is known by then."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from torchassay.samplers.cross_epoch import EPOCH, LAG, POSITION, STEP, Batch, CrossEpoch
+from torchassay.scores import Scores
+
+
+class Drawn(CrossEpoch):
+    """Base of the samplers that draw batches from the current memory.
+
+    A loader with workers asks ahead, so a batch is drawn before the ones in flight have been observed: ``num_workers *
+    prefetch_factor`` batches old is what it knows. Batches that are drawn and not yet observed are part of the state,
+    and come first after a resume, which must prefetch as far as before: another stream would come out otherwise, so
+    that is an error.
+
+    There is no communication between ranks: what each draws from is its own matter.
+    """
+
+    def __init__(self, data, *, batch_size, seed=0, drop_last=False, rank=None, num_replicas=None, plan_dir=None):
+        super().__init__(
+            data,
+            batch_size=batch_size,
+            seed=seed,
+            drop_last=drop_last,
+            rank=rank,
+            num_replicas=num_replicas,
+            plan_dir=plan_dir,
+        )
+        self._queue: list[dict] = []  # drawn and not yet observed: {"batch": k, "index": Tensor, "weight": Tensor}
+        self._resumed = False
+
+    # ---- for methods
+
+    def _draw(self, k: int) -> tuple[Tensor, Tensor]:
+        """What the method is: indices, int64, and weights, float32, of this rank's batch k of the epoch."""
+        raise NotImplementedError
+
+    def _turn(self) -> None:
+        """An epoch has ended."""
+
+    # ---- inside
+
+    def _begin(self, epoch: int) -> None:
+        self._turn()
+        self._clock[STEP] += self._batches()
+        self._clock[EPOCH], self._clock[POSITION] = epoch, 0
+        self._queue.clear()
+        self._resumed = False
+
+    def _batch(self, k: int) -> Batch:
+        for drawn in self._queue:
+            if drawn["batch"] == k:
+                return drawn["index"].numpy(), drawn["weight"].numpy()
+        lag = k - self.position
+        if self._resumed and lag != self._clock[LAG]:
+            expected = f"{self._clock[LAG]} batches ahead, as when the state was saved"
+            hint = "use the same num_workers and prefetch_factor"
+            raise RuntimeError(f"{type(self).__name__}: the loader must draw {expected}, got {lag}; {hint}")
+        self._resumed, self._clock[LAG] = False, lag
+        with self._counters.scoring():
+            index, weight = self._draw(k)
+        self._queue.append({"batch": k, "index": index, "weight": weight})
+        return index.numpy(), weight.numpy()
+
+    def observe(self, index: Tensor, scores: Scores | dict[str, Tensor]) -> None:
+        super().observe(index, scores)
+        self._queue.pop(0)
+
+    observe.__doc__ = CrossEpoch.observe.__doc__
+
+    def _state(self) -> dict:
+        return {"queue": self._queue}
+
+    def _load(self, state: dict) -> None:
+        self._queue[:] = [dict(drawn) for drawn in state["queue"]]
+        self._resumed = bool(self._queue) or self.position > 0

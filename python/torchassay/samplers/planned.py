@@ -1,0 +1,199 @@
+"""Samplers that plan a whole epoch at once."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from torchassay.memory import SampleMemory
+from torchassay.samplers.cross_epoch import EPOCH, POSITION, STEP, Batch, CrossEpoch
+from torchassay.scores import Scores
+
+
+class Planned(CrossEpoch):
+    """Base of the samplers that plan a whole epoch at once, from the values that were observed before it."""
+
+    def __init__(self, data, *, batch_size, seed=0, drop_last=False, rank=None, num_replicas=None, plan_dir=None):
+        super().__init__(
+            data,
+            batch_size=batch_size,
+            seed=seed,
+            drop_last=drop_last,
+            rank=rank,
+            num_replicas=num_replicas,
+            plan_dir=plan_dir,
+        )
+        self._index_type = np.int32 if self.n < 1 << 31 else np.int64
+        folder = self._replicas.folder(plan_dir)
+        if folder is None or self._replicas.leader:
+            self._open(folder)
+            self._replicas.barrier()
+        else:
+            self._replicas.barrier()
+            self._open(folder)
+        self._replicas.forget(folder)
+        self._planned = False
+        self._prepare(False)
+
+    def _open(self, folder) -> None:
+        self.memory = SampleMemory(self.n, self.fields, path=None if folder is None else folder / "memory")
+        self._order = _array(folder, "order", self.n, self._index_type)
+        self._weights = _array(folder, "weights", self.n, np.float32) if self.weighted else None
+        self._length = _array(folder, "length", 1, np.int64)
+
+    # ---- for users
+
+    def __len__(self) -> int:
+        """How many samples of the epoch are this rank's."""
+        self._prepare()
+        last = self._span(self._batches() - 1) if self._batches() else (0, 0)
+        return max(0, self._batches() - 1) * self.batch_size + last[1] - last[0]
+
+    def plan(self) -> np.ndarray:
+        """The samples of the epoch, of all ranks, in the order of their batches; not to be written to."""
+        self._prepare()
+        order = self._order[: self._kept()]
+        order.flags.writeable = False
+        return order
+
+    # ---- for methods
+
+    def _plan(self, epoch: int) -> tuple[np.ndarray, np.ndarray | None]:
+        """What the method is: the samples of an epoch in the order of their batches, and their weights or None."""
+        raise NotImplementedError
+
+    def _ready(self, epoch: int) -> bool:
+        """Whether everything is known that the plan of an epoch needs."""
+        return True
+
+    def _random(self, *purpose: int) -> np.random.Generator:
+        """Random numbers of this epoch alone."""
+        return np.random.default_rng([self.seed, self.epoch, *purpose])
+
+    def _shuffled(self, n: int | None = None) -> np.ndarray:
+        """All samples, or the numbers below n, in a random order."""
+        order = np.arange(self.n if n is None else n, dtype=self._index_type)
+        self._random().shuffle(order)
+        return order
+
+    # ---- inside
+
+    def _begin(self, epoch: int) -> None:
+        first = int(self._clock[STEP])
+        self._replicas.merge(self._rows(), first)
+        self._clock[STEP] = first + -(-self._kept() // self.batch_size) if self._planned else first
+        self._clock[EPOCH], self._clock[POSITION] = epoch, 0
+        self._planned = False
+        self._prepare(False)
+
+    def _rows(self) -> dict[str, np.ndarray]:
+        """The memory's arrays."""
+        return {name: value.numpy() for name, value in self.memory.state_dict().items() if isinstance(value, Tensor)}
+
+    def _prepare(self, needed: bool = True) -> None:
+        if self._planned:
+            return
+        if not self._ready(self.epoch):
+            if needed:
+                raise RuntimeError(self._missing())
+            return
+        with self._counters.scoring():
+            if self._replicas.leader:
+                order, weights = self._plan(self.epoch)
+                self._length[0] = len(order)
+                if isinstance(self._order, np.memmap):
+                    self._copy_plan(order, weights)
+                else:
+                    self._order, self._weights = order, weights
+            self._replicas.barrier()
+        self._planned = True
+
+    def _missing(self) -> str:
+        """What the user must do before the epoch can be planned."""
+        return f"{type(self).__name__}: epoch {self.epoch} can't be planned before every sample has been observed"
+
+    def _rounds(self) -> int:
+        """How many full batches every rank has."""
+        return int(self._length[0]) // (self.batch_size * self._replicas.world)
+
+    def _rest(self) -> int:
+        """How many samples are left behind them, over all ranks."""
+        return int(self._length[0]) - self._rounds() * self.batch_size * self._replicas.world
+
+    def _kept(self) -> int:
+        return int(self._length[0]) - (self._rest() if self.drop_last else 0)
+
+    def _batches(self) -> int:
+        return self._rounds() + (self._rest() > 0 and not self.drop_last)
+
+    def _span(self, k: int) -> tuple[int, int]:
+        """Where this rank's batch k lies in the order; of a rest with none for it, the first sample of all."""
+        rank, world = self._replicas.rank, self._replicas.world
+        if k < self._rounds():
+            first = (k * world + rank) * self.batch_size
+            return first, first + self.batch_size
+        before, rest = self._rounds() * self.batch_size * world, self._rest()
+        first, last = before + rest * rank // world, before + rest * (rank + 1) // world
+        return (first, last) if last > first else (0, 1)
+
+    def _batch(self, k: int) -> Batch:
+        first, last = self._span(k)
+        return self._order[first:last], None if self._weights is None else self._weights[first:last]
+
+    def _repeated(self, k: int) -> bool:
+        """Whether this rank's batch k is only the first sample over again, whose own rank keeps its value."""
+        return self._span(k)[0] == 0 and (k > 0 or self._replicas.rank > 0)
+
+    def _keep(self, index: Tensor, scores: Scores | dict[str, Tensor]) -> None:
+        if self._repeated(self.position):
+            return
+        first, last = self._span(self.position)
+        step = int(self._clock[STEP]) + torch.arange(first, last) // self.batch_size
+        self.memory.update(index, scores, step)
+
+    def _state(self) -> dict:
+        """All arrays, where this process keeps them for its machine; of several ranks each adds the values of its own
+        samples, which no other rank changes meanwhile."""
+        state: dict = {"planned": self._planned}
+        if self._replicas.leader:
+            state |= {"length": torch.from_numpy(self._length), "order": torch.from_numpy(self._order)}
+            state |= {"memory": self.memory.state_dict()}
+            state |= {} if self._weights is None else {"weights": torch.from_numpy(self._weights)}
+        if self._replicas.talks and self._planned:
+            own = self._own()
+            state["rows"] = {name: torch.from_numpy(values[own]) for name, values in self._rows().items()}
+        return state
+
+    def _load(self, state: dict) -> None:
+        if self._replicas.leader:
+            self._length[0] = state["length"][0]
+            self._copy_plan(state["order"].numpy(), state["weights"].numpy() if self.weighted else None)
+            self.memory.load_state_dict(state["memory"])
+        self._replicas.barrier()
+        if "rows" in state:
+            own = self._own()
+            for name, values in self._rows().items():
+                values[own] = state["rows"][name].numpy()
+        self._planned = state["planned"]
+        self._replicas.merge(self._rows(), int(self._clock[STEP]))
+
+    def _own(self) -> np.ndarray:
+        """The samples of the epoch that this rank observes."""
+        parts = [self._batch(k)[0] for k in range(self._batches()) if not self._repeated(k)]
+        return np.concatenate([np.empty(0, self._index_type), *parts])
+
+    def _copy_plan(self, order: np.ndarray, weights: np.ndarray | None) -> None:
+        if len(self._order) < len(order):
+            self._order = np.empty(self.n, self._index_type)
+        self._order[: len(order)] = order
+        if weights is not None:
+            self._weights[: len(weights)] = weights
+
+
+def _array(folder, name: str, n: int, dtype) -> np.ndarray:
+    """Zeros, in memory or mapped from a file that the first process makes."""
+    if folder is None:
+        return np.zeros(n, dtype)
+    path = folder / name
+    return np.memmap(path, dtype, "r+" if path.exists() else "w+", shape=(n,))
