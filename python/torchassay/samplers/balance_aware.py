@@ -158,7 +158,7 @@ class BalanceAware(Planned):
                     raise checks.InputValueError(f"{name}: loader must have a torchassay.Indexed data set, got {got}")
                 self.memory.update(index, forward(unwrapped(model), batch), step)
                 self._counters.scored(len(index))
-        self._replicas.merge(self._rows(), self.memory.last_step, first)
+        self._replicas.merge(self._rows(), first)
         self._clock[STEP] += 1  # the next epoch's steps come after this one
 
     # ---- the plan
@@ -176,8 +176,8 @@ class BalanceAware(Planned):
         without = np.zeros(self.n, bool)
         for name in self.fields:
             without |= np.isnan(self.memory[name].numpy())
-        got = f"{np.count_nonzero(without)} of {self.n} samples have none or only NaN, the first is {without.argmax()}"
-        return f"BalanceAware: every sample needs a score: call measure(loader, model, forward) on all; {got}"
+        got = f"{np.count_nonzero(without)} of {self.n} without one or with NaN, the first of them {without.argmax()}"
+        return f"BalanceAware: every sample must have a score, got {got}; call measure(loader, model, forward) first"
 
     def _plan(self, epoch: int) -> tuple[np.ndarray, None]:
         if self.scheduler == "heuristic":
