@@ -1,7 +1,8 @@
 """Everything a training loop wants to know about each sample, from one read of its logits."""
 
-from torchassay import reference, samplers
+from torchassay import data, reference, samplers
 from torchassay.backends import BackendFallback, backends
+from torchassay.data import Indexed
 from torchassay.ensemble import ensemble_score
 from torchassay.functional import cross_entropy, entropy, explain, log_prob, log_prob_entropy, score
 from torchassay.heads import score_binary, score_regression
@@ -19,11 +20,13 @@ __all__ = [
     "CrossEntropyLoss",
     "FeatureNoise",
     "History",
+    "Indexed",
     "SampleMemory",
     "Scorer",
     "Scores",
     "backends",
     "cross_entropy",
+    "data",
     "ensemble_score",
     "entropy",
     "explain",

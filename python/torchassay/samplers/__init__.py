@@ -4,7 +4,10 @@ In-step methods (`InStep`) score a batch and pick from it. Cross-epoch methods (
 sample and plan epochs, or draw batches, from them.
 """
 
+from torchassay.samplers.batch_trimming import BatchTrimming
 from torchassay.samplers.cross_epoch import CrossEpoch
+from torchassay.samplers.in_step import InStep, Pick
+from torchassay.samplers.selective_backprop import SelectiveBackprop
 from torchassay.samplers.shuffle import Shuffle
 
-__all__ = ["CrossEpoch", "Shuffle"]
+__all__ = ["BatchTrimming", "CrossEpoch", "InStep", "Pick", "SelectiveBackprop", "Shuffle"]

@@ -76,12 +76,13 @@ class Counters:
                 self._add("ess", float(weight.sum() ** 2 / weight.square().sum()) / count)
             if index is None:
                 continue
-            index = index.cpu().reshape(-1)[taken]
-            if self._reuse and count:
+            index = index.cpu().reshape(-1)
+            if self._reuse and len(index):
                 more = int(index.max()) + 1 - len(self._picked)
                 if more > 0:
                     self._picked = torch.cat([self._picked, torch.zeros(more, dtype=torch.int32)])
-                self._picked.index_add_(0, index, torch.ones(count, dtype=torch.int32))
+                self._picked.index_add_(0, index, taken.int())
+            index = index[taken]
             if self._corrupted is not None:
                 self._add("noise", int(self._corrupted[index].sum()))
 
