@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from torchassay.data import Indexed
 from torchassay.samplers import balance_aware
 from torchassay.samplers.balance_aware import BalanceAware, balance, highest, share_of_epoch, weighted_order
-from torchassay.samplers.balance_scores import balance_scores
+from torchassay.samplers.modalities import balance_scores
 
 N, CLASSES = 61, 3
 TAG = balance_aware._TAG
@@ -58,13 +58,11 @@ def made(dropout=0.0):
     return Indexed(toy()), model, torch.optim.SGD(model.parameters(), lr=0.05)
 
 
-def train(sampler, dataset, model, optimizer, until, batches=None, measures=False, workers=0):
+def train(sampler, dataset, model, optimizer, until, batches=None, workers=0):
     """Train on from where the sampler is, at most so many batches: each batch's epoch, samples and scores."""
     seen = []
     loader = DataLoader(dataset, batch_size=sampler.batch_size, sampler=sampler, num_workers=workers)
     for epoch in range(sampler.epoch, until):
-        if measures and epoch:
-            sampler.measure(DataLoader(dataset, batch_size=25), model, scores)
         sampler.set_epoch(epoch)
         for audio, video, target, index in loader:
             if batches is not None and len(seen) == batches:
@@ -246,8 +244,13 @@ def test_the_learned_order_is_drawn_from_the_smoothed_scores(mode, beta, every):
 
 def test_measuring_before_every_epoch_is_the_papers_rescoring():
     sampler, dataset, model, optimizer = measured(beta=1.0)
-    train(sampler, dataset, model, optimizer, until=3, measures=True)
-    sampler.measure(DataLoader(dataset, batch_size=25), model, scores)
+    steps = [sampler.memory.last_step.clone()]
+    for epoch in range(1, 4):
+        train(sampler, dataset, model, optimizer, until=epoch)
+        steps.append(sampler.memory.last_step.clone())
+        sampler.measure(DataLoader(dataset, batch_size=25), model, scores)
+        steps.append(sampler.memory.last_step.clone())
+    assert all(later.min() > earlier.max() for earlier, later in itertools.pairwise(steps))
     sampler.set_epoch(3)
     sampler.plan()
     model.eval()
@@ -347,6 +350,7 @@ def test_epochs_wait_for_the_scores_of_all():
     sampler.memory.update(torch.arange(5), half, 0)
     half["loss"][3] = torch.nan
     sampler.memory.update(torch.arange(5, 10), half, 0)
+    assert "batch 0" in repr(sampler)
     for call in (sampler.plan, lambda: next(iter(sampler)), lambda: len(sampler)):
         with pytest.raises(RuntimeError) as raised:
             call()

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from torchassay import checks, data
+from torchassay import checks
 from torchassay.samplers.cross_epoch import FINISHED, STEP
-from torchassay.samplers.in_step import evaluating, unwrapped
+from torchassay.samplers.in_step import evaluating, index_of, unwrapped
 from torchassay.samplers.planned import Planned, _array
 from torchassay.scores import Scores
 
@@ -29,11 +29,12 @@ class BalanceAware(Planned):
     A sample's score s, in [-1, 1], is its similarity less its loss (see `balance_scores`), each moved and scaled to [0,
     1] over the data set: high for samples that are easy and whose modalities agree. The heuristic scheduler (BSS-H)
     trains on a growing share of the highest ones; the learned one (BSS-L) on all, in an order in which high ones tend
-    to come first. ::
+    to come first. Formulas are those of the authors' slides and, where these are silent, of their code. ::
 
         def scores(model, batch):
             audio, video, target, _ = batch
-            return balance_scores(*model(audio, video), target)  # model: ((audio logits, video logits), fused logits)
+            heads, fused = model(audio, video)  # heads: (logits of audio, logits of video)
+            return ta.samplers.balance_scores(heads, fused, target)
 
         dataset = ta.Indexed(dataset)
         sampler = ta.samplers.BalanceAware(dataset, batch_size=32)
@@ -44,7 +45,7 @@ class BalanceAware(Planned):
             for audio, video, target, index in loader:
                 heads, fused = model(audio, video)
                 ...
-                sampler.observe(index, balance_scores(heads, fused, target))
+                sampler.observe(index, ta.samplers.balance_scores(heads, fused, target))
 
     Args:
         data: as in `CrossEpoch`, like all that is not named here.
@@ -71,8 +72,8 @@ class BalanceAware(Planned):
     those epochs. A sample that has not been seen since the last rescoring counts with its last value. If a criterion
     is the same for all samples it is 0 for all (an assumption: the formula is 0/0).
 
-    A smoothed score is kept as a 16-bit fixed-point number, right to 2e-5: an exact float32 would let what is kept
-    grow by 2 bytes a sample, and chances would differ by 0.002 %.
+    A smoothed score is kept as a 16-bit fixed-point number. Its error is at most 2^-16 / beta, and so is that of a
+    chance, relative to itself; a float32 would cost 2 bytes a sample more.
 
     Raises:
         ValueError: an argument out of range.
@@ -131,9 +132,9 @@ class BalanceAware(Planned):
         """Score the samples of a loader, as they are before the next update: in eval mode, without gradient.
 
         The next epoch is planned with what is found; so this goes before the first epoch, or between the end of one
-        and ``set_epoch`` of the next. With several processes all call it, each with its part of the samples (or all
-        with all). It counts as a visit of each sample. The authors' code measures in train mode, which moves the
-        statistics of BatchNorm; this leaves the model as it is.
+        and ``set_epoch`` of the next. With several processes all call it, each with a part of the samples, such as a
+        `torch.utils.data.DistributedSampler` gives it. It counts as a visit of each sample. The authors' code measures
+        in train mode, which moves the statistics of BatchNorm; this leaves the model as it is.
 
         Args:
             loader: gives batches of a `torchassay.Indexed`; before the first epoch those of the whole data set.
@@ -148,18 +149,18 @@ class BalanceAware(Planned):
         if self._planned and not self._clock[FINISHED] and self.position < self._batches():
             expected = "before the first epoch, or between the end of one and set_epoch of the next"
             raise RuntimeError(f"{name}: must be called {expected}, got epoch {self.epoch} under way")
-        first = int(self._clock[STEP])
-        step = first + (-(-self._kept() // self.batch_size) if self._planned else 0)  # after those of the epoch
+        first, steps = int(self._clock[STEP]), -(-self._kept() // self.batch_size) if self._planned else 0
+        step = first + steps + self._replicas.rank  # of what two ranks measure, all machines take the same
         with self._counters.scoring(), evaluating(model), torch.no_grad():
             for batch in loader:
-                index = data.index_of(loader, batch)
+                index = index_of(loader, batch)
                 if index is None:
-                    got = type(loader.dataset).__name__
+                    got = type(getattr(loader, "dataset", loader)).__name__
                     raise checks.InputValueError(f"{name}: loader must have a torchassay.Indexed data set, got {got}")
                 self.memory.update(index, forward(unwrapped(model), batch), step)
                 self._counters.scored(len(index))
         self._replicas.merge(self._rows(), first)
-        self._clock[STEP] += 1  # the next epoch's steps come after this one
+        self._clock[STEP] += self._replicas.world  # the next epoch's steps come after these
 
     # ---- the plan
 
@@ -247,7 +248,7 @@ def balance(similarity: np.ndarray | None, loss: np.ndarray | None) -> np.ndarra
 
 
 def _scaled(values: np.ndarray) -> np.ndarray:
-    """The least to 0 and the largest to 1; all to 0 where they are equal. An infinite value counts as the next one."""
+    """The least to 0 and the largest to 1; all to 0 where they are equal. An infinite one is as the next."""
     finite = np.isfinite(values)
     low, high = values.min(where=finite, initial=np.inf), values.max(where=finite, initial=-np.inf)
     if not low < high:

@@ -46,6 +46,15 @@ class InfoBatch(Planned):
     Raises:
         ValueError: an argument out of range.
         TypeError: an argument of another type.
+
+    Example:
+        >>> import torch, torchassay as ta
+        >>> sampler = ta.samplers.InfoBatch(8, batch_size=4, epochs=10)
+        >>> for index in torch.tensor(sampler.plan(), dtype=torch.int64).split(4):
+        ...     sampler.observe(index, {"loss": index.float()})  # 0 to 7, 3.5 on average
+        >>> sampler.set_epoch(1)
+        >>> [weight for index, weight in sorted(sampler)]
+        [2.0, 2.0, 1.0, 1.0, 1.0, 1.0]
     """
 
     weighted = True

@@ -47,7 +47,7 @@ def balance_scores(
     Example:
         >>> import torch, torchassay as ta
         >>> audio, video = torch.tensor([[4.0, 0.0], [4.0, 0.0]]), torch.tensor([[5.0, 0.0], [0.0, 5.0]])
-        >>> s = balance_scores([audio, video], audio + video, torch.tensor([0, 0]))
+        >>> s = ta.samplers.balance_scores([audio, video], audio + video, torch.tensor([0, 0]))
         >>> [f"{value:.3f}" for value in s.similarity.tolist()], [f"{value:.3f}" for value in s.loss.tolist()]
         (['1.000', '0.025'], ['0.025', '6.338'])
     """

@@ -5,7 +5,7 @@ import itertools
 import mpmath
 import pytest
 import torch
-from torchassay.samplers.balance_scores import balance_scores
+from torchassay.samplers.modalities import balance_scores
 
 
 def logits(modalities, n=12, classes=5, scale=3.0, seed=1, dtype=torch.float32):
