@@ -30,8 +30,8 @@ def drawn(scores: list[float], count: int, seed: int, step: int) -> list[int]:
     """Inverse transform sampling with the documented numbers, each of two 24-bit halves."""
     upto = list(accumulate(scores))
     ids = torch.arange(count)
-    high, low = (uniforms(ids + half, seed=seed, step=step).tolist() for half in (0, 1 << 40))
-    return [bisect_right(upto, (h + l / 2**24) * upto[-1]) for h, l in zip(high, low, strict=True)]
+    high, low = (uniforms(ids + half, seed=seed, step=step).double() for half in (0, 1 << 40))
+    return [bisect_right(upto, uniform * upto[-1]) for uniform in (high + low / 2**24).tolist()]
 
 
 def as_given(model, batch):
@@ -105,6 +105,13 @@ def test_picks_are_the_draws_and_the_weights_the_papers(weighted, random):
         assert float(pick.mean(loss)) == pytest.approx(by_hand, rel=1e-5)
 
 
+def test_a_draw_is_finer_than_the_24_bits_of_one_number():
+    high, low = (float(uniforms(torch.tensor([id]), seed=5, step=0)) for id in (0, 1 << 40))
+    split = high + low / 2**25  # between the two
+    pick = VarianceReduction(2, gate=False, seed=5).pick({"grad_norm": torch.tensor([split, 1 - split]).double()})
+    assert pick.mask.tolist() == [False, True]
+
+
 def test_samples_are_drawn_in_proportion_to_their_scores(random):
     scores = torch.rand(20, generator=random)
     picker = VarianceReduction(2, weighted=False, gate=False, seed=5)
@@ -145,6 +152,15 @@ def test_scores_of_zero_are_all_equal():
     assert pick.weight.tolist() == [rows.count(i) for i in range(12)]
 
 
+def test_nothing_waits_for_a_gpu():
+    """Tensors without values: whoever asked for one would be told so."""
+    for gate in (True, False):
+        scores = {"grad_norm": torch.empty(30, device="meta")}
+        mask = torch.empty(30, dtype=torch.bool, device="meta")
+        picker = VarianceReduction(gate=gate)
+        assert picker.pick(scores).weight.is_meta and picker.pick(scores, mask=mask).count.is_meta
+
+
 def test_tokens_are_picked_as_rows_are(random):
     scores = torch.rand(6, 5, generator=random)
     one, two = (VarianceReduction(gate=False, seed=1).pick({"grad_norm": s}) for s in (scores, scores.view(-1)))
@@ -164,28 +180,27 @@ def projected(model: nn.Module, loss: torch.Tensor, direction: list[torch.Tensor
 @pytest.mark.parametrize("form", ["pick", "batches"])
 def test_the_mean_gradient_is_that_of_the_full_pool(form, signal):
     torch.manual_seed(0)
+    n, b = 600, 200
     model = nn.Sequential(nn.Linear(D, 8), nn.Tanh(), nn.Linear(8, C))
-    x, y = dataset(150).tensors
+    x, y = dataset(n).tensors
     direction = [torch.randn_like(parameter) for parameter in model.parameters()]
-    one_by_one = [projected(model, F.cross_entropy(model(x[i : i + 1]), y[i : i + 1]), direction) for i in range(150)]
-    full = sum(one_by_one) / 150
-    s = ta.score(model(x).detach(), y, signals=("grad_norm", "loss"))
-    score = getattr(s, signal).double()
+    one_by_one = [projected(model, F.cross_entropy(model(x[i : i + 1]), y[i : i + 1]), direction) for i in range(n)]
+    full = sum(one_by_one) / n
+    score = getattr(ta.score(model(x).detach(), y, signals=(signal,)), signal).double()
     g = (score / score.sum()).tolist()
-    variance = sum(p * (each / (150 * p) - full) ** 2 for p, each in zip(g, one_by_one, strict=True))
+    variance = sum(p * (each / (n * p) - full) ** 2 for p, each in zip(g, one_by_one, strict=True))
     picker = VarianceReduction(3, signal=signal, gate=False, seed=8)
     estimates = []
-    for _ in range(200):  # of 50 draws each
+    for _ in range(10_000 // b):
         if form == "pick":
             loss, s = ta.cross_entropy(model(x), y, reduction="none", signals=picker.needs)
             estimates.append(projected(model, picker.pick(s).mean(loss), direction))
-        else:
-            batches = list(zip(x.split(50), y.split(50), strict=True))
-            for (some, labels), weight in picker.batches(batches, model):
-                loss = (weight * F.cross_entropy(model(some), labels, reduction="none")).mean()
-                estimates.append(projected(model, loss, direction))
-    assert len(estimates) == 200
-    assert abs(sum(estimates) / 200 - full) < 3 * math.sqrt(variance / 10_000)
+            continue
+        for (some, labels), weight in picker.batches(list(zip(x.split(b), y.split(b), strict=True)), model):
+            loss = F.cross_entropy(model(some), labels, reduction="none")
+            estimates.append(projected(model, (weight * loss).mean(), direction))
+    assert len(estimates) == 10_000 // b
+    assert abs(sum(estimates) / len(estimates) - full) < 3 * math.sqrt(variance / 10_000)
 
 
 # ---- around a loader
@@ -358,62 +373,61 @@ def scores_of(rank: int) -> tuple[torch.Tensor, torch.Tensor]:
     return scores, torch.arange(14) < (7, 11)[rank]
 
 
-def pick_on_rank(rank: int) -> dict:
-    scores, mask = scores_of(rank)
+def on_rank(rank: int) -> dict:
     group = torch.distributed.group.WORLD
-    plain = VarianceReduction(3, gate=False, weighted=False, seed=4, group=group)
-    shares = plain.pick({"grad_norm": scores}, mask=mask)
+    scores, mask = scores_of(rank)
+    shares = VarianceReduction(3, gate=False, weighted=False, group=group)
     picker = VarianceReduction(3, gate=False, seed=4, group=group)
+    found: dict = {"pick": shares.pick({"grad_norm": scores}, mask=mask).weight, "tau": torch.tensor(shares.tau)}
     values = scores.sqrt() + rank
     means = [float(picker.pick({"grad_norm": scores}, mask=mask).mean(values)) for _ in range(500)]
-    found = {"means": torch.tensor(means), "tau": torch.tensor(plain.tau), "count": shares.count}
-    return found | {"weight": shares.weight}
+    found["means"] = torch.tensor(means)
+    batches = columns(scores[: (10, 4)[rank]], 4)  # the second rank has one batch only
+    for name, arguments in (
+        ("open", {"gate": False, "weighted": False}),
+        ("observed", {"tau_threshold": NEVER}),
+        ("shut", {"tau_threshold": NEVER}),
+    ):
+        picker, weights = VarianceReduction(2, seed=4, group=group, **arguments), []
+        for batch, weight in picker.batches(batches, nn.Identity(), as_given):
+            weights.append(weight)
+            if name == "observed":
+                picker.observe(as_given(None, batch))
+        found[name] = {"weights": weights, "tau": torch.tensor(picker.tau)}
+    return found
 
 
-def test_ranks_draw_from_their_parts_and_know_one_tau(tmp_path):
-    found = on_ranks(2, tmp_path, pick_on_rank)
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory) -> list[dict]:
+    return on_ranks(2, tmp_path_factory.mktemp("ranks"), on_rank)
+
+
+def test_ranks_pick_from_their_parts_and_know_one_tau(ranks):
     every = torch.cat([scores[mask] for scores, mask in map(scores_of, range(2))])
-    for rank, part in enumerate(found):
-        assert float(part["tau"]) == pytest.approx(0.1 * tau_of(every.tolist())) and part["count"] == 2 + 4
-        assert float(part["weight"].sum()) / 6 == pytest.approx((7, 11)[rank] / 18)  # by their size, not by 2 and 4
-    estimates = (found[0]["means"] + found[1]["means"]) / 2  # as DistributedDataParallel does
+    for rank, found in enumerate(ranks):
+        assert float(found["tau"]) == pytest.approx(0.1 * tau_of(every.tolist()))
+        assert float(found["pick"].sum()) / (2 + 4) == pytest.approx((7, 11)[rank] / 18)  # by their sizes, not 2 and 4
+    estimates = (ranks[0]["means"] + ranks[1]["means"]) / 2  # as DistributedDataParallel does
     values = torch.cat([scores[mask].sqrt() + rank for rank, (scores, mask) in enumerate(map(scores_of, range(2)))])
     assert abs(float(estimates.mean() - values.mean())) < 3 * float(estimates.std()) / math.sqrt(500)
 
 
-def batches_on_rank(rank: int, opened: bool, observed: bool) -> dict:
-    """The first rank has 10 samples, in batches of 4, the second has 4."""
-    scores = scores_of(rank)[0][: (10, 4)[rank]]
-    arguments = {"gate": False, "weighted": False} if opened else {"tau_threshold": NEVER}
-    picker = VarianceReduction(2, seed=4, group=torch.distributed.group.WORLD, **arguments)
-    weights, values = [], []
-    for batch, weight in picker.batches(columns(scores, 4), nn.Identity(), as_given):
-        weights.append(weight)
-        values.append(batch[1])
-        if observed:
-            picker.observe(as_given(None, batch))
-    return {"weights": weights, "values": values, "tau": torch.tensor(picker.tau)}
-
-
-def test_ranks_with_uneven_loaders_take_equally_many_steps(tmp_path):
+@pytest.mark.parametrize("name", ["open", "observed", "shut"])
+def test_ranks_with_uneven_loaders_take_equally_many_steps(ranks, name):
     mine, theirs = (scores_of(rank)[0][: (10, 4)[rank]].tolist() for rank in range(2))
-    for number, (opened, observed) in enumerate([(True, False), (False, True), (False, False)]):
-        (tmp_path / str(number)).mkdir()
-        one, two = on_ranks(2, tmp_path / str(number), batches_on_rank, opened, observed)
-        if opened:  # pools of 8 and 4, then of 2 and none
-            expected = [[4 / 3] * 4, [2.0]], [[2 / 3] * 2, [0.0]]
-            pools = [mine[:8] + theirs, mine[8:]]
-        else:
-            expected = [[1.0] * 4, [2.0] * 4, [2.0] * 2], [[1.0] * 4, [0.0], [0.0]]
-            pools = [mine[:4] + theirs, mine[4:8], mine[8:]]
-        for part, weights in zip((one, two), expected, strict=True):
-            assert [len(weight) for weight in part["weights"]] == [len(weight) for weight in weights]
-            for found, by_hand in zip(part["weights"], weights, strict=True):
-                assert found.tolist() == pytest.approx(by_hand)
-        average = 0.0
-        for pool in pools:
-            average = 0.9 * average + 0.1 * tau_of(pool)
-        assert float(one["tau"]) == float(two["tau"]) == pytest.approx(average)
+    if name == "open":  # pools of 8 and 4, then of 2 and none
+        expected = [[4 / 3] * 4, [2.0]], [[2 / 3] * 2, [0.0]]
+        pools = [mine[:8] + theirs, mine[8:]]
+    else:
+        expected = [[1.0] * 4, [2.0] * 4, [2.0] * 2], [[1.0] * 4, [0.0], [0.0]]
+        pools = [mine[:4] + theirs, mine[4:8], mine[8:]]
+    average = 0.0
+    for pool in pools:
+        average = 0.9 * average + 0.1 * tau_of(pool)
+    for found, weights in zip((rank[name] for rank in ranks), expected, strict=True):
+        assert [weight.tolist() for weight in found["weights"]] == [pytest.approx(by_hand) for by_hand in weights]
+        assert float(found["tau"]) == pytest.approx(average)
+    assert torch.equal(ranks[0][name]["tau"], ranks[1][name]["tau"])
 
 
 def test_bad_arguments():
@@ -429,7 +443,7 @@ def test_bad_arguments():
     with pytest.raises(ValueError, match=r"VarianceReduction: signal must be one of loss, entropy, .*, got 'hardness'"):
         VarianceReduction(signal="hardness")
     for call, message in (
-        (lambda: tau([1.0]), "tau: scores must be a tensor, got list"),
+        (lambda: tau([1.0]), "tau: scores must be a Tensor, got list"),
         (lambda: tau(torch.arange(3)), "tau: scores must be floating-point, got int64"),
     ):
         with pytest.raises(TypeError) as error:

@@ -242,9 +242,9 @@ class VarianceReduction(InStep):
 def tau(scores: Tensor) -> Tensor:
     """How uneven scores G of a pool are: sqrt(mean(G^2)) / mean(G), from 1 (all equal) to sqrt(B) (one of B, 0 others).
 
-    The statistic of Katharopoulos and Fleuret (2018, arXiv 1803.00942), who write it (1 - sum((g - 1/B)^2) / sum(g^2))^(-1/2)
-    with g = G / sum(G), and read it as what a batch would have to grow by, without importance sampling, to reduce the
-    variance as much. If all scores are 0, all count as equal. Float64, 0-d, on their device.
+    The statistic of Katharopoulos and Fleuret (2018, arXiv 1803.00942): with g = G / sum(G) they write it
+    (1 - sum((g - 1/B)^2) / sum(g^2))^(-1/2), and read it as what a batch would have to grow by, without importance
+    sampling, to reduce the variance as much. If all scores are 0, all count as equal. Float64, 0-d, on their device.
 
     Args:
         scores: float, of any shape; NaN and negative ones count as 0.
