@@ -74,6 +74,23 @@ def test_changed_weights_draw_what_new_ones_do():
         assert weights.total == again.total  # what was drawn without replacement is back
 
 
+def test_the_ends_of_the_random_numbers():
+    """0 must not draw what weighs nothing before the first weight, nor almost 1 what stands behind the last one."""
+
+    class Constant:
+        def __init__(self, number: float):
+            self.number = number
+
+        def random(self, size: int) -> np.ndarray:
+            return np.full(size, self.number)
+
+    values = np.zeros(5 * BLOCK, np.float32)
+    values[2 * BLOCK + 5 : 2 * BLOCK + 9] = 0.1, 0.7, 1e-30, 3e8
+    weights = BlockWeights(values)
+    assert weights.draw(Constant(0.0), 2).tolist() == [2 * BLOCK + 5] * 2
+    assert weights.draw(Constant(1 - 2**-53), 2).tolist() == [2 * BLOCK + 8] * 2
+
+
 def test_nothing_is_left_of_a_large_weight():
     values = np.full(BLOCK, 1e-30, np.float32)
     values[7] = 1e30

@@ -86,6 +86,30 @@ def test_the_first_epoch_is_a_shuffled_one():
     assert [i for i, _ in other] != order.tolist()
 
 
+def test_the_first_epoch_is_the_first_that_is_trained():
+    sampler = OnlineImportance(N, batch_size=10)
+    sampler.set_epoch(4)
+    given = train(sampler, 6)
+    assert sorted(i for epoch, index, _ in given if epoch == 4 for i in index) == list(range(N))
+    assert all((weight == 1).all() == (epoch == 4) for epoch, _, weight in given)
+
+
+def test_batches_drawn_ahead_know_what_was_observed_before_them():
+    sampler = OnlineImportance(N, batch_size=10, alpha=0.0, eps=0.0)
+    train(sampler, 1)
+    sampler.set_epoch(1)
+    q = SCORES.copy()
+    ahead = batches(sampler)
+    waiting = [next(ahead) for _ in range(3)]
+    for index, weight in waiting:
+        np.testing.assert_allclose(weight, q.sum(dtype=np.float64) / (N * q[index]), rtol=1e-5)
+    for index, _ in waiting:
+        q[index] = 2 * SCORES[index]
+        sampler.observe(torch.from_numpy(index), {"grad_norm": torch.from_numpy(q[index])})
+    index, weight = next(ahead)
+    np.testing.assert_allclose(weight, q.sum(dtype=np.float64) / (N * q[index]), rtol=1e-5)
+
+
 @pytest.mark.parametrize("signal", ["grad_norm", "loss"])
 def test_draws_are_in_proportion_to_importance(signal):
     sampler = OnlineImportance(N, batch_size=16, signal=signal, eps=0.0)  # scores stay, so importances do
@@ -281,6 +305,17 @@ def test_pruning_by_interval():
         drawn = np.concatenate([index for e, index, _ in given if e == epoch])
         largest = np.sort(np.argsort(SCORES, kind="stable")[-size:])
         assert set(drawn) <= set(largest)
+
+
+def test_eps_is_relative_to_those_that_are_left():
+    score = np.where(np.arange(N) < 53, np.float32(1), np.float32(100))
+    sampler = OnlineImportance(N, batch_size=10, keep=0.5, eps=0.01)
+    train(sampler, 2, lambda index: score[index])
+    before, left = sampler.memory["importance"].clone(), torch.from_numpy(sampler._active.copy())
+    assert left.sum() == 52 and before[left].mean() > 1.5 * before.mean()
+    sampler.set_epoch(2)
+    added = sampler.memory["importance"] - before
+    np.testing.assert_allclose(added, np.full(N, 0.01 * before[left].mean()), rtol=1e-3)
 
 
 def test_of_equal_importances_the_first_samples_leave():
