@@ -9,14 +9,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchassay as ta
-from torchassay import ensemble, functional, heads, history, memory, noise
+from torchassay import data, ensemble, functional, heads, history, memory, noise
 
 ROOT = Path(__file__).parent.parent
 BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
 
 
 def test_docstring_examples():
-    for module, least in ((functional, 6), (heads, 7), (history, 3), (ensemble, 5), (noise, 5), (memory, 8)):
+    for module, least in ((functional, 6), (heads, 7), (history, 3), (ensemble, 5), (noise, 5), (memory, 8), (data, 9)):
         result = doctest.testmod(module)
         assert result.attempted >= least and result.failed == 0
 
