@@ -6,17 +6,9 @@ import math
 
 import numpy as np
 import pytest
+from importance import chi_square
 from torchassay.checks import InputValueError
 from torchassay.samplers.weights import AT_ONCE, BLOCK, BlockWeights
-
-
-def chi_square(counts: np.ndarray, chances: np.ndarray) -> float:
-    """How many standard deviations the statistic lies above its mean; cells without a chance must be empty."""
-    assert counts[chances == 0].sum() == 0
-    counts, chances = counts[chances > 0], chances[chances > 0]
-    expected = counts.sum() * chances / chances.sum()
-    freedom = len(counts) - 1
-    return (((counts - expected) ** 2 / expected).sum() - freedom) / math.sqrt(2 * freedom)
 
 
 def gamma(n: int, seed: int = 1) -> np.ndarray:
