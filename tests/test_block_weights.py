@@ -6,17 +6,9 @@ import math
 
 import numpy as np
 import pytest
+from importance import chi_square
 from torchassay.checks import InputValueError
 from torchassay.samplers.weights import AT_ONCE, BLOCK, BlockWeights
-
-
-def chi_square(counts: np.ndarray, chances: np.ndarray) -> float:
-    """How many standard deviations the statistic lies above its mean; cells without a chance must be empty."""
-    assert counts[chances == 0].sum() == 0
-    counts, chances = counts[chances > 0], chances[chances > 0]
-    expected = counts.sum() * chances / chances.sum()
-    freedom = len(counts) - 1
-    return (((counts - expected) ** 2 / expected).sum() - freedom) / math.sqrt(2 * freedom)
 
 
 def gamma(n: int, seed: int = 1) -> np.ndarray:
@@ -72,6 +64,23 @@ def test_changed_weights_draw_what_new_ones_do():
             mine, theirs = (w.draw(np.random.default_rng(5), 64, replacement) for w in (weights, again))
             assert np.array_equal(mine, theirs)
         assert weights.total == again.total  # what was drawn without replacement is back
+
+
+def test_the_ends_of_the_random_numbers():
+    """0 must not draw what weighs nothing before the first weight, nor almost 1 what stands behind the last one."""
+
+    class Constant:
+        def __init__(self, number: float):
+            self.number = number
+
+        def random(self, size: int) -> np.ndarray:
+            return np.full(size, self.number)
+
+    values = np.zeros(5 * BLOCK, np.float32)
+    values[2 * BLOCK + 5 : 2 * BLOCK + 9] = 0.1, 0.7, 1e-30, 3e8
+    weights = BlockWeights(values)
+    assert weights.draw(Constant(0.0), 2).tolist() == [2 * BLOCK + 5] * 2
+    assert weights.draw(Constant(1 - 2**-53), 2).tolist() == [2 * BLOCK + 8] * 2
 
 
 def test_nothing_is_left_of_a_large_weight():

@@ -226,9 +226,15 @@ class OnlineImportance(Drawn):
         """Every rank knows how many the others keep, as that depends on their number alone."""
         least = -(-self.min_keep // self._replicas.world)
         left = np.minimum(self._counts, np.maximum(least, np.rint(self._counts * self.keep).astype(np.int64)))
-        active = np.flatnonzero(self._active)
-        lowest = np.argsort(importance[active], kind="stable")[: len(active) - int(left[self._replicas.rank])]
-        self._active[active[lowest]] = False
+        count = self._own_count() - int(left[self._replicas.rank])
+        if count:
+            values = importance[self._active]
+            values.partition(count - 1)
+            bound = values[count - 1]
+            leaving = self._active & (importance < bound)
+            equal = np.flatnonzero(self._active & (importance == bound))
+            leaving[equal[: count - np.count_nonzero(leaving)]] = True
+            self._active &= ~leaving
         self._counts[:] = left
 
     # ---- state
