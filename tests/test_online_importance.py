@@ -322,3 +322,13 @@ def test_a_missing_signal():
     with pytest.raises(InputValueError) as error:
         sampler.observe(torch.from_numpy(index), {"loss": torch.zeros(10)})
     assert str(error.value) == "SampleMemory.update: scores must hold 'grad_norm', got loss"
+
+
+def test_steps_go_on_where_epochs_get_shorter():
+    sampler = OnlineImportance(N, batch_size=10, keep=0.5)
+    for epoch in range(3):
+        sampler.set_epoch(epoch)
+        seen = int(sampler.memory.last_step.max())
+        for index, _ in batches(sampler):
+            sampler.observe(torch.from_numpy(index), {"grad_norm": torch.from_numpy(SCORES[index])})
+        assert sampler.memory.last_step[torch.from_numpy(index)].min() > seen

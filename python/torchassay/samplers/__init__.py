@@ -19,12 +19,12 @@ from torchassay.samplers.shuffle import Shuffle
 from torchassay.samplers.variance_reduction import VarianceReduction
 
 __all__ = [
+    "LOW",
     "BalanceAware",
     "BatchTrimming",
     "CrossEpoch",
     "InStep",
     "InfoBatch",
-    "LOW",
     "MixedOrder",
     "OnlineImportance",
     "Pick",

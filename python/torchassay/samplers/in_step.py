@@ -126,7 +126,10 @@ class InStep:
         self._counters.scored(shape.numel())
         chosen = self._chosen(values, *(self._like(*given, shape) for given in (("index", index), ("mask", mask))))
         weight, world = chosen.weight, 1
-        count = torch.as_tensor(chosen.count, dtype=torch.float32, device=weight.device)
+        count = chosen.count
+        if not isinstance(count, Tensor):
+            count = torch.full((), count, device=weight.device)  # a number on its way to a GPU would be waited for
+        count = count.float()
         if self.group is not None:
             world, count = self.group.size(), count.clone()
             dist.all_reduce(count, group=self.group)
