@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import os
 
 import numpy as np
 import pytest
@@ -117,7 +118,8 @@ def test_share_of_epoch_grows_as_published():
     for t in range(1, 8):
         exact = min(1.0, math.sqrt((1 - 0.3**2) / 7 * t + 0.3**2))
         assert share_of_epoch(t - 1, 0.3, 7) == pytest.approx(exact, rel=1e-15)
-    assert share_of_epoch(6, 0.3, 7) == 1  # exactly, so that no sample is left out
+    for lambda0 in np.linspace(0, 1, 101):
+        assert share_of_epoch(6, lambda0, 7) == 1  # exactly, so that no sample is left out
 
 
 def test_balance_is_the_difference_of_both_scaled_to_one():
@@ -404,12 +406,13 @@ def test_a_sample_costs_at_most_20_bytes():
         assert 18 * 1000 <= sampler.memory.nbytes + plan <= 20 * 1000 + 100
 
 
-def _on_rank(rank):
+def _on_rank(rank, machines):
+    """The plans of three epochs, and one more after all ranks have measured all samples, each something else."""
+    os.environ["GROUP_RANK"] = str((rank or 0) % machines)  # torchrun's number of the machine
     dataset, model, _ = made()
     sampler = BalanceAware(dataset, batch_size=8, beta=0.5)
     own = range(N) if rank is None else range(rank, N, 2)
-    part = DataLoader(dataset, batch_size=7, sampler=list(own))
-    sampler.measure(part, model, scores)
+    sampler.measure(DataLoader(dataset, batch_size=7, sampler=list(own)), model, scores)
     plans = []
     for epoch in range(3):
         sampler.set_epoch(epoch)
@@ -418,19 +421,33 @@ def _on_rank(rank):
             with torch.no_grad():
                 found = balance_scores(*model.eval()(audio + epoch, video), target)
             sampler.observe(index, found)
+    before = sampler.memory.last_step.clone()
+    if rank is not None:
+        torch.distributed.barrier()
+    random = torch.Generator().manual_seed(rank or 0)
+    sampler.measure(
+        DataLoader(dataset, batch_size=N),
+        model,
+        lambda model, batch: {name: torch.rand(N, generator=random) for name in sampler.needs},
+    )
     sampler.set_epoch(3)
-    return {"plans": plans, "loss": sampler.memory["loss"].clone()}
+    plans.append(torch.from_numpy(sampler.plan().copy()))
+    later = bool((sampler.memory.last_step > before).all())
+    return {"plans": plans, "loss": sampler.memory["loss"].clone(), "later": torch.tensor(later)}
 
 
-def test_two_processes_plan_as_one(tmp_path):
+@pytest.mark.parametrize("machines", [1, 2])
+def test_two_processes_plan_as_one(tmp_path, monkeypatch, machines):
     """With a model that stands still, so that the scores do not depend on the order of steps."""
-    parts = on_ranks(2, tmp_path, _on_rank)
-    alone = _on_rank(None)
-    for part in parts:
-        assert torch.equal(part["loss"], parts[0]["loss"])
-        for mine, theirs in zip(part["plans"], alone["plans"], strict=True):
-            assert torch.equal(mine, theirs)
-        torch.testing.assert_close(part["loss"], alone["loss"])
+    monkeypatch.setenv("GROUP_RANK", "0")
+    alone = _on_rank(None, 1)
+    first, second = on_ranks(2, tmp_path, _on_rank, machines)
+    for mine, theirs, expected in zip(first["plans"][:3], second["plans"][:3], alone["plans"][:3], strict=True):
+        assert torch.equal(mine, theirs) and torch.equal(mine, expected)
+    assert first["later"] and second["later"]
+    if machines == 2:  # of one machine the processes share a memory, which either may have written last
+        assert torch.equal(first["loss"], second["loss"])
+    assert torch.equal(first["plans"][3], second["plans"][3])
 
 
 @pytest.mark.parametrize(

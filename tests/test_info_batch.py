@@ -145,6 +145,16 @@ def test_a_training_leaves_out_what_is_learned_until_the_last_epochs():
     assert sampler.memory.visits.int().min() < sampler.memory.visits.int().max() == 13
 
 
+def test_a_sample_without_a_loss_has_the_score_3():
+    for loss, below in ((1.0, {0, 1}), (9.0, {2, 3})):
+        sampler = InfoBatch(4, batch_size=2, epochs=8)
+        sampler.memory.update(torch.arange(2), {"loss": torch.full((2,), loss)}, 0)
+        sampler.set_epoch(1)
+        weight = dict(sampler)
+        assert set(range(4)) - below < set(weight) and len(weight) == 3
+        assert all(w == (2 if i in below else 1) for i, w in weight.items())
+
+
 @pytest.mark.parametrize(
     ("epochs", "delta", "whole"), [(200, 0.875, 25), (8, 0.875, 1), (4, 0.875, 1), (10, 0.7, 3), (5, 1, 0), (5, 0, 5)]
 )

@@ -54,6 +54,22 @@ def test_losses_of_sure_samples_are_not_0():
     torch.testing.assert_close(apart, 2 * torch.exp(-sure[:, 1]), rtol=1e-6, atol=0)
 
 
+def test_a_similarity_is_never_above_1():
+    """Though the squares of rounded numbers can sum to more."""
+    fused, audio = logits(1, n=2000)
+    found = balance_scores([audio, audio.clone()], fused, fused.argmax(1)).similarity
+    assert found.max() == 1 and found.min() > 1 - 1e-6
+
+
+def test_a_loss_that_does_not_count_may_be_infinite():
+    fused, audio, video = logits(2)
+    fused = fused.masked_fill(torch.arange(5) == 2, -torch.inf)
+    target = torch.full((12,), 2)
+    assert balance_scores([audio, video], fused, target).loss.isinf().all()
+    found = balance_scores([audio, video], fused, target, weights=(0, 1, 1)).loss
+    torch.testing.assert_close(found, exact_scores([audio, video], audio, target, [0, 1, 1])[1].float())
+
+
 def test_scores_of_other_dtypes_and_with_probabilities():
     fused, *each = logits(2, dtype=torch.float64)
     target = torch.arange(12) % 5

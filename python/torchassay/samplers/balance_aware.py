@@ -230,8 +230,7 @@ class BalanceAware(Planned):
 
 def share_of_epoch(epoch: int, lambda0: float = 0.1, t_grow: float = 40) -> float:
     """BSS-H's share of the samples that take part in an epoch (0, 1, ...): t = epoch + 1, as in the authors' code."""
-    grown = min(1.0, (epoch + 1) / t_grow)
-    return 1.0 if grown == 1 else math.sqrt(lambda0**2 + (1 - lambda0**2) * grown)
+    return math.sqrt(lambda0**2 + (1 - lambda0**2) * min(1.0, (epoch + 1) / t_grow))
 
 
 def balance(similarity: np.ndarray | None, loss: np.ndarray | None) -> np.ndarray:
