@@ -29,6 +29,17 @@ def test_the_largest_losses_are_kept(n, p, kept, random):
     assert pick.mean(loss).item() == pytest.approx(sum(float(loss[i]) for i in expected) / kept)
 
 
+def test_picks_are_harder_than_chance(random):
+    picker = BatchTrimming(p=0.4)
+    picked = torch.zeros(10)
+    for _ in range(50):
+        loss = torch.rand(100, generator=random)
+        picked += torch.bincount((loss[picker.pick({"loss": loss}).mask] * 10).long(), minlength=10)
+    expected = picked.sum() / 10
+    assert float(((picked - expected) ** 2 / expected).sum()) > 1000  # 9 degrees of freedom: 33.7 is 1 in 10,000
+    assert picked[:5].sum() < 0.02 * picked.sum()
+
+
 def test_masked_rows_neither_count_nor_come():
     loss = torch.tensor([9.0, 1.0, 2.0, 8.0, 3.0])
     mask = torch.tensor([False, True, True, False, True])

@@ -140,7 +140,7 @@ def test_modes_are_restored_one_by_one():
 
 
 def test_batches_of_dicts_take_a_forward():
-    rows = [{"pixels": x, "label": y, "name": f"sample {i}"} for i, (x, y) in enumerate(dataset(50))]
+    rows = [{"pixels": x, "label": y, "name": f"sample {i}"} for i, (x, y) in enumerate(dataset(52))]
     model = network()
     picker = Every(2)
     with pytest.raises(TypeError) as error:
@@ -152,7 +152,7 @@ def test_batches_of_dicts_take_a_forward():
         return model(batch["pixels"]), batch["label"]
 
     came = list(picker.batches(DataLoader(rows, batch_size=8), model, forward))
-    assert [name for batch, _ in came for name in batch["name"]] == [f"sample {i}" for i in range(0, 50, 2)]
+    assert [name for batch, _ in came for name in batch["name"]] == [f"sample {i}" for i in range(0, 52, 2)]
 
 
 def test_a_forward_may_give_scores():
@@ -241,3 +241,10 @@ def test_bad_calls():
         with pytest.raises((ValueError, TypeError)) as error:
             call()
         assert str(error.value) == message
+
+
+def test_a_single_sample_that_is_left_has_company():
+    came = list(Every(B).batches(loader(index=True, n=B), network()))
+    (_, _, index), weight = came[0]
+    assert len(came) == 1 and index.tolist() == [0, 0] and weight.tolist() == [4.0, 0.0]
+    assert list(Every(B).batches(loader(n=0), network())) == []

@@ -38,8 +38,8 @@ class Indexed(Dataset):
 
     A key is an index in [0, len), or a pair of it and a weight, as samplers that weight their draws give them. The
     index (int), and with a pair the weight (float32), come last: a tuple, list or named tuple becomes a tuple that goes
-    on with them, a dict a copy with "index" (and "weight"), and anything else a tuple ``(item, index)``.
-    PyTorch's collate function makes int64 and float32 tensors of them.
+    on with them, a dict a copy with "index" (and "weight"), and any other item the tuple ``(item, index)``. PyTorch's
+    collate function makes int64 and float32 tensors of them.
 
     Raises:
         TypeError: a data set without a length or without keys, or a key of another type.
@@ -105,9 +105,9 @@ def corrupt(
     Returns:
         A `Corrupted` data set: ``mask`` says what is corrupted, and ``changed`` what is another thing than before.
 
-    Assumptions, the paper being silent: the pixels of an image are those of its last two dimensions, and channels move
-    together (an input of one dimension is shuffled along it); mean and variance are taken over all pixels and channels
-    of an image together; integer images are rounded and clamped to the range of their dtype.
+    Assumptions where the paper is silent: the pixels of an image are those of its last two dimensions, and channels
+    move together (an input of one dimension is shuffled along it); mean and variance are taken over all pixels and
+    channels of an image together; integer images are rounded and clamped to the range of their dtype.
 
     Raises:
         ValueError: an argument out of range.
@@ -141,11 +141,11 @@ class Corrupted(Dataset):
             raise checks.InputTypeError(f"corrupt: seed must be an int, got {type(seed).__name__}")
         if not -(1 << 63) <= seed < 1 << 64:
             raise checks.InputValueError(f"corrupt: seed must have 64 bits, got {seed}")
-        if kind != "labels" and not num_classes is targets is None:
+        if kind != "labels" and (num_classes is not None or targets is not None):
             raise checks.InputValueError(f"corrupt: num_classes and targets belong to kind 'labels', got {kind!r}")
         n = len(dataset)
         self.dataset, self.kind, self.seed = dataset, kind, seed
-        self._targets = None if targets is None else torch.as_tensor(targets)
+        self._targets = None if targets is None else torch.as_tensor(targets).cpu()
         samples = torch.arange(n)
         self.mask = torch.zeros(n, dtype=torch.bool)
         self.mask[keep(_draws(seed, Draw.SAMPLES, samples, 1)[:, 0], fraction, largest=False)] = True
@@ -257,7 +257,9 @@ def take(batch, rows: Tensor):
     chosen = rows.tolist()
 
     def picked(column):
-        return column[rows] if isinstance(column, Tensor) else type(column)(column[row] for row in chosen)
+        if isinstance(column, Tensor):
+            return column.index_select(0, rows.to(column.device))
+        return type(column)(column[row] for row in chosen)
 
     return _mapped("take", picked, [batch])
 
@@ -299,7 +301,7 @@ def _mapped(function: str, of_columns: Callable, batches: Sequence):
         same = all(isinstance(batch, Mapping) and batch.keys() == first.keys() for batch in batches)
     elif isinstance(first, (list, tuple)):
         same = all(isinstance(batch, type(first)) for batch in batches)
-        column = same and all(_is_column(batch) for batch in batches)
+        column = same and any(batches) and all(_is_column(batch) for batch in batches)
         same = same and (column or all(len(batch) == len(first) for batch in batches))
     else:
         expected = "tensors with rows, lists, tuples and dicts"

@@ -22,6 +22,9 @@ from torchassay.scores import SIGNALS, Scores
 Forward = Callable[[nn.Module, Any], "Scores | dict[str, Tensor] | tuple[Tensor, Tensor]"]
 
 
+_LEAST = 2  # samples in a batch
+
+
 class Chosen(NamedTuple):
     """What a method makes of a batch: the weight of each row, 0 where it is dropped, and what a mean divides by."""
 
@@ -123,7 +126,10 @@ class InStep:
         self._counters.scored(shape.numel())
         chosen = self._chosen(values, *(self._like(*given, shape) for given in (("index", index), ("mask", mask))))
         weight, world = chosen.weight, 1
-        count = torch.as_tensor(chosen.count, dtype=torch.float32, device=weight.device)
+        count = chosen.count
+        if not isinstance(count, Tensor):
+            count = torch.full((), count, device=weight.device)  # a number on its way to a GPU would be waited for
+        count = count.float()
         if self.group is not None:
             world, count = self.group.size(), count.clone()
             dist.all_reduce(count, group=self.group)
@@ -136,8 +142,9 @@ class InStep:
         when a batch comes out. The picked samples are collected into batches of the loader's size; what is left at the
         end comes as a smaller one. Train on ``(weight * loss).mean()``. Going through the loader once is an epoch.
 
-        With a ``group`` all ranks get equally many batches, and the weights make up for unequal sizes, so that the mean
-        over ranks is that over samples: a rank that has none left gets one sample with weight 0.
+        A single sample that is left comes beside one with weight 0, since BatchNorm needs two; the weights make up for
+        it. With a ``group`` all ranks get equally many batches, and the weights make up for unequal sizes too, so that
+        the mean over ranks is that over samples; a rank that has none left gets samples with weight 0.
 
         Args:
             loader: gives batches that are tensors, or tuples or dicts of such. The first two things in a tuple are
@@ -157,7 +164,7 @@ class InStep:
             values, _ = self._values(self._scored(model, batch, index, forward))
             chosen = self._chosen(values, index, None)
             size = size or len(chosen.weight)
-            spare = spare if spare is not None else data.take(batch, torch.zeros(1, dtype=torch.int64))
+            spare = spare if spare is not None else data.take(batch, torch.arange(min(_LEAST, rows_of(batch))))
             self._keep(batch, chosen)
             yield from self._full(size, spare, more=True)
         yield from self._full(size, spare, more=False)
@@ -304,38 +311,43 @@ class InStep:
             have = sum(len(weight) for _, weight in self._left)
             ready, work = have >= (size or 1) or (not more and have > 0), have > 0 or more
             if self.group is not None:
-                ready, work = self._agreed(ready or not more, work)
+                ready, work = self._agreed(ready or not more, work, spare is not None)
             if not ready or not work:
                 if self.group is None or more or not work:
                     return
                 continue  # others still score: wait for their next word
             batch, weight = self._taken(min(size or have, have), spare)
-            if self.group is not None:
-                weight = weight * self._share(weight)
-            yield batch, weight
+            yield batch, weight * self._share(weight)
 
-    def _agreed(self, ready: bool, work: bool) -> tuple[bool, bool]:
-        """Whether every rank can take a step, and whether any has still something to do."""
-        said = torch.tensor([float(ready), -float(work)], device=_device_of(self.group))
+    def _agreed(self, ready: bool, work: bool, seen: bool) -> tuple[bool, bool]:
+        """Whether every rank can take a step, and whether any has still something to do; an error on all of them if one
+        has never seen a sample that it could take a step with."""
+        said = torch.tensor([float(ready), float(seen), -float(work)], device=_device_of(self.group))
         dist.all_reduce(said, dist.ReduceOp.MIN, group=self.group)
-        all_ready, some_work = said.tolist()
+        all_ready, all_seen, some_work = said.tolist()
+        if all_ready > 0 and all_seen == 0 and some_work < 0:
+            raise RuntimeError(
+                f"{type(self).__name__}.batches: the loader of each rank must give a batch, one gave none"
+            )
         return all_ready > 0, some_work < 0
 
     def _share(self, weight: Tensor) -> float:
-        """What makes the mean over ranks of their batches' means one over samples."""
-        mine = float((weight > 0).sum())
-        total = torch.tensor(mine, device=_device_of(self.group))
-        dist.all_reduce(total, group=self.group)
-        return len(weight) * self.group.size() / max(1.0, float(total))
+        """What makes the mean over ranks of their batches' means one over samples, those with weight 0 left out."""
+        total, world = float((weight > 0).sum()), 1
+        if self.group is not None:
+            everyone, world = torch.tensor(total, device=_device_of(self.group)), self.group.size()
+            dist.all_reduce(everyone, group=self.group)
+            total = float(everyone)
+        return len(weight) * world / max(1.0, total)
 
     def _taken(self, count: int, spare) -> tuple[Any, Tensor]:
-        """The first ``count`` of what is left; a sample with weight 0 where there is none."""
-        if count == 0:
-            if spare is None:
-                raise RuntimeError(f"{type(self).__name__}.batches: this rank's loader gave no batch at all")
-            return spare, torch.zeros(1)
-        batch = data.join([part for part, _ in self._left])
-        weight = torch.cat([part for _, part in self._left])
+        """The first ``count`` of what is left; spare samples of weight 0 make up for fewer than BatchNorm needs."""
+        parts, weights = [part for part, _ in self._left], [weight for _, weight in self._left]
+        if count < _LEAST:
+            rows = torch.arange(_LEAST - count) % rows_of(spare)
+            parts, weights = [*parts, data.take(spare, rows)], [*weights, torch.zeros(len(rows))]
+            count = _LEAST
+        batch, weight = data.join(parts), torch.cat(weights)
         first, rest = torch.arange(count), torch.arange(count, len(weight))
         self._left = [(data.take(batch, rest), weight[rest])] if len(rest) else []
         return data.take(batch, first), weight[first]
