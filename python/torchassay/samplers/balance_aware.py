@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -48,8 +49,7 @@ class BalanceAware(Planned):
                 sampler.observe(index, ta.samplers.balance_scores(heads, fused, target))
 
     Args:
-        data: as in `CrossEpoch`, like all that is not named here.
-        batch_size: as in `CrossEpoch`.
+        data, batch_size, seed, drop_last, rank, num_replicas, plan_dir: as in `CrossEpoch`.
         scheduler: "heuristic": epoch t = 1, 2, ... takes the floor(N lambda(t)) highest scores in random order, at
             least one, lambda(t) = min(1, sqrt(lambda0^2 + (1 - lambda0^2) t / t_grow)). The scores are those that
             `measure` found before the first update: what is observed changes nothing, and ``observe(index, {})`` will
@@ -93,7 +93,11 @@ class BalanceAware(Planned):
         t_grow: float = 40,
         beta: float = 0.6,
         rescore_every: int = 1,
-        **common,
+        seed: int = 0,
+        drop_last: bool = False,
+        rank: int | None = None,
+        num_replicas: int | None = None,
+        plan_dir: str | os.PathLike | None = None,
     ):
         for name, value, known in (
             ("scheduler", scheduler, ("learned", "heuristic")),
@@ -117,7 +121,15 @@ class BalanceAware(Planned):
         self.scheduler, self.criterion, self.mode, self.rescore_every = scheduler, criterion, mode, rescore_every
         self.lambda0, self.t_grow, self.beta = lambda0, t_grow, beta
         self.fields = dict.fromkeys(CRITERIA[criterion], "last")
-        super().__init__(data, batch_size=batch_size, **common)
+        super().__init__(
+            data,
+            batch_size=batch_size,
+            seed=seed,
+            drop_last=drop_last,
+            rank=rank,
+            num_replicas=num_replicas,
+            plan_dir=plan_dir,
+        )
 
     # ---- for users
 

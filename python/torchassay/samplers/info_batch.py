@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 
 import numpy as np
 from torch.utils.data import Dataset
@@ -32,8 +33,7 @@ class InfoBatch(Planned):
                 sampler.observe(index, s)
 
     Args:
-        data: as in `CrossEpoch`, like all that is not named here.
-        batch_size: as in `CrossEpoch`.
+        data, batch_size, seed, drop_last, rank, num_replicas, plan_dir: as in `CrossEpoch`.
         epochs: of the whole training.
         r: in [0, 1), the share that is left out; the authors' value.
         delta: in [0, 1], the share of the epochs that leave out samples; the others, rounded up, come last and are
@@ -60,7 +60,18 @@ class InfoBatch(Planned):
     weighted = True
 
     def __init__(
-        self, data: Dataset | int, *, batch_size: int, epochs: int, r: float = 0.5, delta: float = 0.875, **common
+        self,
+        data: Dataset | int,
+        *,
+        batch_size: int,
+        epochs: int,
+        r: float = 0.5,
+        delta: float = 0.875,
+        seed: int = 0,
+        drop_last: bool = False,
+        rank: int | None = None,
+        num_replicas: int | None = None,
+        plan_dir: str | os.PathLike | None = None,
     ):
         if isinstance(epochs, bool) or not isinstance(epochs, int):
             raise checks.InputTypeError(f"InfoBatch: epochs must be an int, got {type(epochs).__name__}")
@@ -71,7 +82,15 @@ class InfoBatch(Planned):
         if not 0 <= delta <= 1:
             raise checks.InputValueError(f"InfoBatch: delta must be in [0, 1], got {delta}")
         self.epochs, self.r, self.delta = epochs, r, delta
-        super().__init__(data, batch_size=batch_size, **common)
+        super().__init__(
+            data,
+            batch_size=batch_size,
+            seed=seed,
+            drop_last=drop_last,
+            rank=rank,
+            num_replicas=num_replicas,
+            plan_dir=plan_dir,
+        )
 
     def _plan(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         whole = math.ceil(round((1 - self.delta) * self.epochs, 9))  # 0.3 of 10 is 3 epochs, also in floats
