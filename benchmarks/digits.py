@@ -2,8 +2,8 @@
 
     python benchmarks/digits.py [--noise 0.25] [--seeds 5] [--methods 'sgd;SB;MoMBS']
 
-The budget is one of back-propagated samples: methods that drop some go through the data more often. Accuracy is that of
-the best epoch on held-out digits, as Hu et al. (2021) take it; test sets are of 400, so a digit is a quarter of a point.
+The budget is one of back-propagated samples: methods that drop some go through the data more often. Accuracy is that
+of the best epoch on held-out digits, as Hu et al. (2021) take it; of 400, so that a digit is a quarter of a point.
 """
 
 from __future__ import annotations

@@ -41,6 +41,8 @@ def fill(memory: ta.SampleMemory) -> None:
 
 
 def plan(method: str, n: int) -> dict[str, float]:
+    if n > BATCH:
+        plan(method, BATCH)  # what a first plan takes of any size: modules, threads
     before = resident("VmRSS")
     sampler = METHODS[method](n)
     fill(sampler.memory)

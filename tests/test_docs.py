@@ -46,6 +46,9 @@ def test_readme_code_runs(block, capsys):
         "weight": torch.rand(10),
         "labels": torch.rand(128, 10) < 0.3,
         "x": torch.randn(128, 4),
+        "loader": DataLoader(TensorDataset(torch.randn(64, 4), torch.randint(10, (64,))), batch_size=16),
+        "dataset": TensorDataset(torch.randn(64, 4), torch.randint(10, (64,))),
+        "DataLoader": DataLoader,
         "model": torch.nn.Sequential(
             collections.OrderedDict(encoder=torch.nn.Linear(4, 8), head=torch.nn.Linear(8, 10))
         ),

@@ -171,7 +171,7 @@ class BalanceAware(Planned):
             self._rescorings = _array(folder, "rescorings", 1, np.int64)  # as many as are due by the last one's epoch
 
     def _ready(self, epoch: int) -> bool:
-        return not any(np.isnan(self.memory[name].numpy()).any() for name in self.fields)
+        return not any(np.isnan(self.memory[name].numpy().min()) for name in self.fields)  # min lets NaN pass
 
     def _missing(self) -> str:
         without = np.zeros(self.n, bool)

@@ -188,7 +188,7 @@ class MixedOrder(Planned):
         return [self.memory[name].numpy() for name in self.fields]
 
     def _ready(self, epoch: int) -> bool:
-        return epoch <= self.pivot or not any(np.isnan(values).all() for values in self._values())
+        return epoch <= self.pivot or not any(np.isnan(np.fmin.reduce(values)) for values in self._values())
 
     def _missing(self) -> str:
         needed = f"{' and '.join(self.fields)} of samples have been observed"
