@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from torchassay import checks, data
 from torchassay.philox import uniforms
-from torchassay.samplers.in_step import Chosen, Forward, InStep, _device_of, checked_signal, index_of, rows_of
+from torchassay.samplers.in_step import _LEAST, Chosen, Forward, InStep, _device_of, checked_signal, index_of, rows_of
 
 _SECOND_DRAW = 1 << 40  # added to a row's id, for the lower half of its number
 _LARGEST = torch.finfo(torch.float32).max  # of a score, so that sums of squares are finite in float64
@@ -134,11 +134,13 @@ class VarianceReduction(InStep):
         while True:
             opened = bool(self._open())
             while len(self._left) < (self.pool if opened else 1) and (batch := next(incoming, None)) is not None:
-                spare = spare if spare is not None else data.take(batch, torch.zeros(1, dtype=torch.int64))
                 every = torch.ones(rows_of(batch), dtype=torch.float64)
                 self._left.append((batch, self._score_of(loader, model, batch, forward) if opened else every))
             more = bool(self._left)
-            if not (more if self.group is None else self._agreed(True, more)[1]):
+            if more and spare is None:
+                first, _ = self._left[0]
+                spare = data.take(first, torch.arange(min(_LEAST, rows_of(first))))
+            if not (more if self.group is None else self._agreed(True, more, spare is not None)[1]):
                 break
             with self._counters.scoring():
                 batch, weight = self._formed(opened, spare)
@@ -155,7 +157,7 @@ class VarianceReduction(InStep):
         score = _usable(scores[self.signal], mask)
         valid = torch.ones_like(score) if mask is None else mask.double()
         n = valid.sum()
-        most = _share(len(score), self.pool)
+        most = _size(len(score), self.pool)
         b = (n / self.pool).round().clamp(min=1).minimum(n)  # how many of them count: n is not known to the host
         rows, of_draw = self._drawn(score, valid, most)
         counts = torch.arange(most, device=score.device) < b
@@ -168,16 +170,19 @@ class VarianceReduction(InStep):
         return Chosen(torch.where(opened, weight, valid).float(), torch.where(opened, b, n))
 
     def _formed(self, opened: bool, spare) -> tuple[Any, Tensor]:
-        """The next batch, of what is collected, and its weights; a sample with weight 0 where nothing is."""
+        """The next batch, of what is collected, and its weights; with weight 0 where that is too little."""
         parts, self._left = self._left, []
         score = torch.cat([score for _, score in parts]) if parts else torch.zeros(0, dtype=torch.float64)
-        if not parts:
-            batch, weight = self._taken(0, spare)
-        elif not opened:
+        if parts and not opened:
             batch, weight = parts[0][0], torch.ones(len(score))
         else:
-            rows, weight = self._drawn(score, torch.ones_like(score), _share(len(score), self.pool))
-            batch, weight = data.take(data.join([batch for batch, _ in parts]), rows.cpu()), weight.float().cpu()
+            count = _size(len(score), self.pool)
+            if parts:
+                rows, of_draw = self._drawn(score, torch.ones_like(score), count)
+                drawn = data.take(data.join([batch for batch, _ in parts]), rows.cpu())
+                self._left = [(drawn, of_draw.float().cpu())]
+            batch, weight = self._taken(count, spare)
+            weight = weight * (len(weight) / max(1, count))
         sums = self._over_ranks(_sums(score, score.new_tensor(len(score))))
         if self.group is not None:
             weight = weight * (self.group.size() * len(score) / float(sums[2]))
@@ -278,6 +283,6 @@ def _usable(values: Tensor, mask: Tensor | None = None) -> Tensor:
     return score if mask is None else score.masked_fill(~mask, 0.0)
 
 
-def _share(n: int, pool: int) -> int:
+def _size(n: int, pool: int) -> int:
     """How many are drawn from n."""
     return min(n, max(1, round(n / pool)))
