@@ -17,6 +17,7 @@ from torchassay import checks, data
 from torchassay.functional import score
 from torchassay.samplers import states
 from torchassay.samplers.counters import Counters
+from torchassay.samplers.cross_epoch import CrossEpoch
 from torchassay.scores import SIGNALS, Scores
 
 Forward = Callable[[nn.Module, Any], "Scores | dict[str, Tensor] | tuple[Tensor, Tensor]"]
@@ -97,6 +98,7 @@ class InStep:
         self.epoch: int | None = None
         self._counters = Counters()
         self._left: list[tuple[Any, Tensor]] = []  # picked by `batches`, not yet trained on
+        self._spare = None  # the first samples that it saw, to fill up with
 
     # ---- for users
 
@@ -153,22 +155,23 @@ class InStep:
             forward: ``forward(model, batch)`` gives the logits and the target, or the scores. Default: ``model(input)``
                 and the target, on the model's device.
 
+        If the loader takes its batches from a `CrossEpoch`, such as `Shuffle`, that is told of each batch that has been
+        scored: save the states of both, and a resumed training goes on behind it.
+
         Yields:
             The batch, with the structure that the loader gave it, and its weights, float32 [n] on the batch's device.
         """
         self._begin()
         size = getattr(loader, "batch_size", None)
-        spare = None
-        for batch in loader:
+        for batch in self._incoming(loader):
             index = index_of(loader, batch)
             values, _ = self._values(self._scored(model, batch, index, forward))
             chosen = self._chosen(values, index, None)
             size = size or len(chosen.weight)
-            spare = spare if spare is not None else data.take(batch, torch.arange(min(_LEAST, rows_of(batch))))
             self._keep(batch, chosen)
-            yield from self._full(size, spare, more=True)
-        yield from self._full(size, spare, more=False)
-        self.epoch = (self.epoch or 0) + 1
+            yield from self._full(size, self._spare, more=True)
+        yield from self._full(size, self._spare, more=False)
+        self.epoch, self._spare = (self.epoch or 0) + 1, None
 
     def counters(self) -> dict[str, float | list[int]]:
         """What has been done so far, as plain numbers for any logger.
@@ -190,13 +193,14 @@ class InStep:
         a module's. Every rank keeps its own."""
         left = [{"batch": batch, "weight": weight} for batch, weight in self._left]
         own = {"method": type(self).__name__, "seed": self.seed, "step": self.step, "epoch": self.epoch}
-        return own | {"left": left, "counters": self._counters.state_dict(), "own": self._state()}
+        return own | {"left": left, "spare": self._spare, "counters": self._counters.state_dict(), "own": self._state()}
 
     def load_state_dict(self, state: dict) -> None:
         """Go on from a `state_dict` of the same method and seed."""
         states.expect(type(self).__name__, state, method=type(self).__name__, seed=self.seed)
         self.step, self.epoch = state["step"], state["epoch"]
         self._left = [(part["batch"], part["weight"]) for part in state["left"]]
+        self._spare = state["spare"]
         self._counters.load_state_dict(state["counters"])
         self._load(state["own"])
 
@@ -240,6 +244,16 @@ class InStep:
         """An epoch of `batches` begins, or goes on after a `load_state_dict`."""
         if self.epoch is None:
             self.epoch = 0
+
+    def _incoming(self, loader) -> Iterator[Any]:
+        """The loader's batches. One that comes out is this object's: its sampler will not give it again."""
+        sampler = getattr(loader, "sampler", None)
+        for batch in loader:
+            if isinstance(sampler, CrossEpoch):
+                sampler.advance()
+            if self._spare is None:
+                self._spare = data.take(batch, torch.arange(min(_LEAST, rows_of(batch))))
+            yield batch
 
     def _scored(
         self, model: nn.Module, batch, index: Tensor | None, forward: Forward | None

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import numpy as np
 import torch
 from torch import Tensor
 
+from torchassay import checks
 from torchassay.memory import SampleMemory
-from torchassay.samplers.cross_epoch import EPOCH, POSITION, STEP, Batch, CrossEpoch
+from torchassay.samplers.cross_epoch import BEGUN, EPOCH, POSITION, STEP, Batch, CrossEpoch
 from torchassay.scores import Scores
 
 
 class Planned(CrossEpoch):
     """Base of the samplers that plan a whole epoch at once, from the values that were observed before it."""
+
+    plans_from_memory: ClassVar[bool] = True  # False: every process can plan for itself, whatever it has observed
 
     def __init__(self, data, *, batch_size, seed=0, drop_last=False, rank=None, num_replicas=None, plan_dir=None):
         super().__init__(
@@ -80,10 +85,15 @@ class Planned(CrossEpoch):
     # ---- inside
 
     def _begin(self, epoch: int) -> None:
+        replicas = self._replicas
+        if self.plans_from_memory and replicas.world > 1 and not replicas.talks and self.position > 0:
+            got = f"what rank {replicas.rank} of {replicas.world} has observed alone"
+            hint = "initialise torch.distributed, with as many processes, before making the sampler"
+            raise RuntimeError(f"{type(self).__name__}: epoch {epoch} can't be planned from {got}; {hint}")
         first = int(self._clock[STEP])
         self._replicas.merge(self._rows(), first)
         self._clock[STEP] = first + -(-self._kept() // self.batch_size) if self._planned else first
-        self._clock[EPOCH], self._clock[POSITION] = epoch, 0
+        self._clock[EPOCH], self._clock[POSITION], self._clock[BEGUN] = epoch, 0, 0
         self._planned = False
         self._prepare(False)
 
@@ -166,6 +176,13 @@ class Planned(CrossEpoch):
         return state
 
     def _load(self, state: dict) -> None:
+        said = self._replicas.everyone((self.epoch, self._replicas.leader and "memory" not in state))
+        name, found = type(self).__name__, sorted({epoch for epoch, _ in said})
+        if len(found) > 1:
+            raise checks.InputValueError(f"{name}: the states of all ranks must be of one epoch, got {found}")
+        if any(missing for _, missing in said):
+            expected = "the arrays of its machine in the state of its lowest rank"
+            raise checks.InputValueError(f"{name}: each machine must have {expected}, got ranks placed otherwise")
         if self._replicas.leader:
             self._length[0] = state["length"][0]
             self._copy_plan(state["order"].numpy(), state["weights"].numpy() if self.weighted else None)
@@ -184,8 +201,9 @@ class Planned(CrossEpoch):
         return np.concatenate([np.empty(0, self._index_type), *parts])
 
     def _copy_plan(self, order: np.ndarray, weights: np.ndarray | None) -> None:
-        if len(self._order) < len(order):
+        if len(self._order) < len(order):  # the plan in the place of the arrays was a shorter one
             self._order = np.empty(self.n, self._index_type)
+            self._weights = None if weights is None else np.empty(self.n, np.float32)
         self._order[: len(order)] = order
         if weights is not None:
             self._weights[: len(weights)] = weights
