@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 import torchassay as ta
 from ranks import on_ranks
-from test_in_step import B, N, dataset, loader, network, plain, train
+from small import B, N, dataset, loader, network, plain, train
 from test_low import by_bisection
 from torchassay.samplers import LOW, RHOLoss
 

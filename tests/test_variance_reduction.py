@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 import torchassay as ta
 from ranks import on_ranks
-from test_in_step import B, C, D, N, dataset, loader, network, plain, train
+from small import B, C, D, N, dataset, loader, network, plain, train
 from torch import nn
 from torchassay.philox import uniforms
 from torchassay.samplers import VarianceReduction

@@ -14,8 +14,8 @@ from torch.utils.data import Dataset
 
 from torchassay import checks
 from torchassay.samplers.cross_epoch import FINISHED, STEP
-from torchassay.samplers.in_step import evaluating, index_of, unwrapped
 from torchassay.samplers.planned import Planned, _array
+from torchassay.samplers.scoring import evaluating, index_of, unwrapped
 from torchassay.scores import Scores
 
 CRITERIA = {"both": ("similarity", "loss"), "similarity": ("similarity",), "loss": ("loss",)}

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from torchassay import checks, data
 from torchassay.philox import uniforms
-from torchassay.samplers.in_step import _LEAST, Chosen, Forward, InStep, _device_of, checked_signal, index_of, rows_of
+from torchassay.samplers.in_step import Chosen, InStep, checked_signal, messages_of
+from torchassay.samplers.scoring import Forward, device_of, index_of, rows_of
 
 _SECOND_DRAW = 1 << 40  # added to a row's id, for the lower half of its number
 _LARGEST = torch.finfo(torch.float32).max  # of a score, so that sums of squares are finite in float64
@@ -130,26 +131,24 @@ class VarianceReduction(InStep):
         """
         self._begin()
         self._measure(loader, model, forward)  # what was out when the state was saved
-        incoming, spare = iter(loader), None
+        incoming = self._incoming(loader)
         while True:
             opened = bool(self._open())
             while len(self._left) < (self.pool if opened else 1) and (batch := next(incoming, None)) is not None:
                 every = torch.ones(rows_of(batch), dtype=torch.float64)
                 self._left.append((batch, self._score_of(loader, model, batch, forward) if opened else every))
             more = bool(self._left)
-            if more and spare is None:
-                first, _ = self._left[0]
-                spare = data.take(first, torch.arange(min(_LEAST, rows_of(first))))
-            if not (more if self.group is None else self._agreed(True, more, spare is not None)[1]):
+            if not (more if self.group is None else self._agreed(True, more)[1]):
                 break
             with self._counters.scoring():
-                batch, weight = self._formed(opened, spare)
+                batch, weight = self._formed(opened)
+            weight = weight.to(device_of(batch))
             self._counters.picked(weight, index_of(loader, batch))
             self.step += 1
             self._out = None if opened else (batch, weight)
             yield batch, weight
             self._measure(loader, model, forward)
-        self.epoch = (self.epoch or 0) + 1
+        self._end()
 
     # ---- inside
 
@@ -169,7 +168,7 @@ class VarianceReduction(InStep):
         self._learn(sums)
         return Chosen(torch.where(opened, weight, valid).float(), torch.where(opened, b, n))
 
-    def _formed(self, opened: bool, spare) -> tuple[Any, Tensor]:
+    def _formed(self, opened: bool) -> tuple[Any, Tensor]:
         """The next batch, of what is collected, and its weights; with weight 0 where that is too little."""
         parts, self._left = self._left, []
         score = torch.cat([score for _, score in parts]) if parts else torch.zeros(0, dtype=torch.float64)
@@ -181,7 +180,7 @@ class VarianceReduction(InStep):
                 rows, of_draw = self._drawn(score, torch.ones_like(score), count)
                 drawn = data.take(data.join([batch for batch, _ in parts]), rows.cpu())
                 self._left = [(drawn, of_draw.float().cpu())]
-            batch, weight = self._taken(count, spare)
+            batch, weight = self._taken(count)
             weight = weight * (len(weight) / max(1, count))
         sums = self._over_ranks(_sums(score, score.new_tensor(len(score))))
         if self.group is not None:
@@ -212,7 +211,7 @@ class VarianceReduction(InStep):
     def _over_ranks(self, sums: Tensor) -> Tensor:
         if self.group is None:
             return sums
-        total = sums.to(_device_of(self.group), copy=True)
+        total = sums.to(messages_of(self.group), copy=True)
         dist.all_reduce(total, group=self.group)
         return total.to(sums.device)
 
