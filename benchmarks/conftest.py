@@ -14,7 +14,8 @@ import tables
 import torch
 from clock import DEVICE, QUICK, ROUNDS, machine, milliseconds, seconds_left
 
-collect_ignore_glob = ["bench_gpu.py"] if DEVICE == "cpu" else ["bench_row_*.py", "bench_host_cost.py"]
+_OF_THE_CPU = ["bench_row_*.py", "bench_host_cost.py", "bench_plans.py", "bench_samplers.py"]
+collect_ignore_glob = ["bench_gpu.py"] if DEVICE == "cpu" else _OF_THE_CPU
 
 RESULTS = Path(__file__).parent / "results"
 HOW = f"Median of {ROUNDS} rounds, contenders taken in changing order, each verified first."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_in_step import loader, network
+from small import loader, network
 from torchassay.samplers import BatchTrimming
 
 
@@ -27,6 +27,17 @@ def test_the_largest_losses_are_kept(n, p, kept, random):
     expected = sorted(range(n), key=lambda i: -loss[i])[:kept]
     assert set(pick.mask.nonzero()[:, 0].tolist()) == set(expected)
     assert pick.mean(loss).item() == pytest.approx(sum(float(loss[i]) for i in expected) / kept)
+
+
+def test_picks_are_harder_than_chance(random):
+    picker = BatchTrimming(p=0.4)
+    picked = torch.zeros(10)
+    for _ in range(50):
+        loss = torch.rand(100, generator=random)
+        picked += torch.bincount((loss[picker.pick({"loss": loss}).mask] * 10).long(), minlength=10)
+    expected = picked.sum() / 10
+    assert float(((picked - expected) ** 2 / expected).sum()) > 1000  # 9 degrees of freedom: 33.7 is 1 in 10,000
+    assert picked[:5].sum() < 0.02 * picked.sum()
 
 
 def test_masked_rows_neither_count_nor_come():

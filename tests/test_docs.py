@@ -9,7 +9,20 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchassay as ta
+from torch.utils.data import DataLoader, TensorDataset
 from torchassay import data, ensemble, functional, heads, history, memory, noise
+from torchassay.samplers import (
+    balance_aware,
+    cross_epoch,
+    info_batch,
+    low,
+    mixed_order,
+    modalities,
+    online_importance,
+    rho_loss,
+    selective_backprop,
+    variance_reduction,
+)
 
 ROOT = Path(__file__).parent.parent
 BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
@@ -33,6 +46,9 @@ def test_readme_code_runs(block, capsys):
         "weight": torch.rand(10),
         "labels": torch.rand(128, 10) < 0.3,
         "x": torch.randn(128, 4),
+        "loader": DataLoader(TensorDataset(torch.randn(64, 4), torch.randint(10, (64,))), batch_size=16),
+        "dataset": TensorDataset(torch.randn(64, 4), torch.randint(10, (64,))),
+        "DataLoader": DataLoader,
         "model": torch.nn.Sequential(
             collections.OrderedDict(encoder=torch.nn.Linear(4, 8), head=torch.nn.Linear(8, 10))
         ),
@@ -56,3 +72,46 @@ def test_readme_lists_every_signal():
     text = (ROOT / "README.md").read_text()
     for name in ta.SIGNALS:
         assert f"`{name}`" in text, name
+
+
+def test_docstring_examples_of_samplers():
+    for module, least in (
+        (selective_backprop, 5),
+        (variance_reduction, 4),
+        (low, 2),
+        (rho_loss, 9),
+        (mixed_order, 6),
+        (balance_aware, 0),
+        (info_batch, 5),
+        (online_importance, 8),
+        (modalities, 4),
+        (cross_epoch, 0),
+    ):
+        result = doctest.testmod(module)
+        assert result.attempted >= least and result.failed == 0, module
+
+
+def test_code_on_samplers_runs():
+    """Block after block, as a reader would go on."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "samplers.md").read_text(), re.DOTALL)
+    assert len(blocks) >= 7
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(collections.OrderedDict(encoder=torch.nn.Linear(4, 8), head=torch.nn.Linear(8, 10)))
+    clean = TensorDataset(torch.randn(96, 4), torch.randint(10, (96,)))
+    names = {
+        "torch": torch,
+        "F": F,
+        "ta": ta,
+        "DataLoader": DataLoader,
+        "model": model,
+        "optimizer": torch.optim.SGD(model.parameters(), lr=0.1),
+        "clean": clean,
+        "dataset": clean,
+        "loader": DataLoader(clean, batch_size=32),
+    }
+    for block in blocks:
+        exec(block, names)
+        if "kinds" in block:
+            assert sum(map(len, names["kinds"].values())) == 96
+    assert len(names["kept"]) == 48 and names["memory"].visits.tolist() == [1] * 96
+    assert 0 < names["picker"].counters()["noise_share"] < 1

@@ -228,6 +228,22 @@ def test_updates_from_a_gpu_wait_until_they_are_read(monkeypatch):
         assert not memory._pending
 
 
+def test_host_tensors_that_wait_beside_those_of_a_gpu_are_copies():
+    index = torch.arange(3)
+    (copied,), events = module._on_host([index])
+    index.zero_()
+    assert copied.tolist() == [0, 1, 2] and not events
+
+
+def test_a_loaded_state_is_not_changed_by_updates_from_before(monkeypatch):
+    memory = ta.SampleMemory(2)
+    state = ta.SampleMemory(2).state_dict()
+    monkeypatch.setattr(module, "_on_host", LateCopies())
+    memory.update(torch.arange(2), {"loss": torch.ones(2)}, 0)
+    memory.load_state_dict(state)
+    assert memory["loss"].isnan().all() and memory.last_step.tolist() == [-1, -1]
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_updates_from_a_gpu():
     memory, expected = ta.SampleMemory(40, FIELDS), ta.SampleMemory(40, FIELDS)
@@ -401,11 +417,17 @@ def test_windows_of_every_class(largest):
 
 @pytest.mark.parametrize("n", [1, 5, 15, 23])
 def test_windows_side_by_side_share_nothing_and_leave_nothing_out(n):
-    """0.1 + 0.2 is more than 0.3 in floats: a sample in the middle must not go both ways."""
     values = torch.rand(n, generator=torch.Generator().manual_seed(n))
     parts = [ta.keep(values, 0.2, 0.1), ta.keep(values, 0.1), ta.keep(values, 0.4, 0.3), ta.keep(values, 0.3, 0.7)]
     assert sorted(torch.cat(parts).tolist()) == list(range(n))
     assert all(abs(len(part) - n * share) < 1 for part, share in zip(parts, (0.2, 0.1, 0.4, 0.3), strict=True))
+
+
+def test_windows_whose_shares_are_sums_of_floats():
+    """0.08 + 0.47 is less than 0.55 in floats; of 10 samples, the half one must not go both ways."""
+    values = torch.arange(10.0)
+    assert len(ta.keep(values, 0.47, 0.08)) + len(ta.keep(values, 0.45, 0.55)) == 9  # 1 to 10
+    assert ta.keep(values, 0.47, 0.08).tolist() == ta.keep(values, 0.55)[:-1].tolist()
 
 
 def test_a_window_of_nothing():

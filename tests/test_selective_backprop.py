@@ -7,7 +7,7 @@ from collections import deque
 import pytest
 import torch
 import torchassay as ta
-from test_in_step import B, N, dataset, loader, network
+from small import B, N, dataset, loader, network
 from torchassay.philox import uniforms
 from torchassay.samplers import SelectiveBackprop
 
@@ -32,13 +32,14 @@ def test_the_authors_rule(signal, random):
         assert picker.pick({signal: values}).mask.tolist() == expected
 
 
-def test_picks_are_harder_than_chance(random):
-    picker = SelectiveBackprop(1.0, seed=2)
+@pytest.mark.parametrize("signal", ["loss", "entropy"])
+def test_picks_are_harder_than_chance(signal, random):
+    picker = SelectiveBackprop(1.0, signal=signal, seed=2)
     picked = torch.zeros(10)
     for _ in range(100):
-        loss = torch.rand(100, generator=random)
-        mask = picker.pick({"loss": loss}).mask
-        picked += torch.bincount((loss[mask] * 10).long(), minlength=10)
+        values = torch.rand(100, generator=random)
+        mask = picker.pick({signal: values}).mask
+        picked += torch.bincount((values[mask] * 10).long(), minlength=10)
     expected = picked.sum() / 10
     assert float(((picked - expected) ** 2 / expected).sum()) > 100  # 9 degrees of freedom: 33.7 is 1 in 10,000
     assert (picked.diff() > 0).sum() >= 8

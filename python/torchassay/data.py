@@ -257,7 +257,9 @@ def take(batch, rows: Tensor):
     chosen = rows.tolist()
 
     def picked(column):
-        return column[rows] if isinstance(column, Tensor) else type(column)(column[row] for row in chosen)
+        if isinstance(column, Tensor):
+            return column.index_select(0, rows.to(column.device))
+        return type(column)(column[row] for row in chosen)
 
     return _mapped("take", picked, [batch])
 

@@ -43,8 +43,9 @@ class Drawn(CrossEpoch):
     # ---- inside
 
     def _begin(self, epoch: int) -> None:
-        self._turn()
-        self._clock[STEP] += self._batches()
+        self._clock[STEP] += self._batches()  # before the method makes epochs shorter
+        with self._counters.scoring():
+            self._turn()
         self._clock[EPOCH], self._clock[POSITION], self._clock[BEGUN] = epoch, 0, 0
         self._queue.clear()
         self._resumed = False
