@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar
@@ -34,6 +35,15 @@ class ByLoss(Planned):
     def _plan(self, epoch: int) -> tuple[np.ndarray, None]:
         values = np.nan_to_num(self.memory["loss"].numpy(), nan=0.0)
         return np.argsort(-values, kind="stable").astype(self._index_type), None
+
+
+class Halves(Planned):
+    """Half as many samples in each epoch after the first."""
+
+    plans_from_memory: ClassVar[bool] = False
+
+    def _plan(self, epoch: int) -> tuple[np.ndarray, None]:
+        return self._shuffled(self.n >> epoch), None
 
 
 METHODS = {"Shuffle": Shuffle, "ByLoss": ByLoss}
@@ -108,6 +118,20 @@ def resumed(rank: int, folder: Path, ahead: bool) -> dict:
     return {"seen": seen + walk(again), "known": known(again)}
 
 
+def late(rank: int) -> dict[str, Tensor]:
+    """A training in which rank 1 comes late out of every merge, when rank 0 has planned."""
+    sampler = Halves(160, batch_size=10)
+    merge = sampler._replicas.merge
+
+    def slowly(rows: dict[str, np.ndarray], since: int) -> None:
+        merge(rows, since)
+        time.sleep(0.2 * rank)
+
+    sampler._replicas.merge = slowly
+    walk(sampler)
+    return known(sampler)
+
+
 def refused(call: Callable[[], None]) -> str:
     try:
         call()
@@ -143,7 +167,12 @@ def moved(rank: int, folder: Path) -> dict:
 def of_two(rank: int, folder: Path) -> dict:
     """Everything that two ranks do, on one machine and then as two."""
     os.environ["GROUP_RANK"] = "0"
-    found = {"shared": shared(rank), "ahead": resumed(rank, folder, True), "behind": resumed(rank, folder, False)}
+    found = {
+        "shared": shared(rank),
+        "late": late(rank),
+        "ahead": resumed(rank, folder, True),
+        "behind": resumed(rank, folder, False),
+    }
     os.environ["GROUP_RANK"] = str(rank)
     found["machines"] = Replicas("of_two").machines
     return found | {"apart": shared(rank), "merged": merged(rank), "moved": moved(rank, folder)}

@@ -7,7 +7,7 @@ from itertools import chain
 import pytest
 import torch
 from ranks import on_ranks
-from replicas import EPOCHS, FAR, METHODS, SIZES, ByLoss, known, loss, of_four, of_two, walk
+from replicas import EPOCHS, FAR, METHODS, SIZES, ByLoss, Halves, known, loss, of_four, of_two, walk
 from torchassay.samplers import Shuffle
 
 
@@ -64,6 +64,13 @@ def test_steps_are_those_of_one_process(two, four):
     walk(whole)
     for part in (*[part["shared"] for part in two], *[part["apart"] for part in (*two, *four)]):
         same(part["ByLoss, uneven"]["known"], known(whole))
+
+
+def test_the_next_plan_does_not_count_for_the_epoch_before(two):
+    whole = Halves(160, batch_size=10)
+    walk(whole)
+    for part in two:
+        same(part["late"], known(whole))
 
 
 def test_the_newest_row_counts(two):

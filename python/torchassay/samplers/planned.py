@@ -90,9 +90,9 @@ class Planned(CrossEpoch):
             got = f"what rank {replicas.rank} of {replicas.world} has observed alone"
             hint = "initialise torch.distributed, with as many processes, before making the sampler"
             raise RuntimeError(f"{type(self).__name__}: epoch {epoch} can't be planned from {got}; {hint}")
-        first = int(self._clock[STEP])
-        self._replicas.merge(self._rows(), first)
-        self._clock[STEP] = first + -(-self._kept() // self.batch_size) if self._planned else first
+        first, steps = int(self._clock[STEP]), -(-self._kept() // self.batch_size) if self._planned else 0
+        replicas.merge(self._rows(), first)  # behind it, the leader may already have put the next plan's length there
+        self._clock[STEP] = first + steps
         self._clock[EPOCH], self._clock[POSITION], self._clock[BEGUN] = epoch, 0, 0
         self._planned = False
         self._prepare(False)
