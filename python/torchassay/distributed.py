@@ -78,6 +78,8 @@ class Replicas:
 
     def folder(self, parent: str | os.PathLike | None) -> Path | None:
         """A new empty folder that the ranks of this machine share; None if one process keeps everything in memory."""
+        if parent is not None:
+            os.makedirs(parent, exist_ok=True)
         if not self.talks:
             return Path(tempfile.mkdtemp(prefix="torchassay-", dir=parent)) if parent is not None else None
         mine = tempfile.mkdtemp(prefix="torchassay-", dir=parent) if self.leader else None
