@@ -110,6 +110,7 @@ class Planned(CrossEpoch):
             return
         with self._counters.scoring():
             if self._replicas.leader:
+                self._count_age()
                 order, weights = self._plan(self.epoch)
                 self._length[0] = len(order)
                 if isinstance(self._order, np.memmap):
@@ -118,6 +119,13 @@ class Planned(CrossEpoch):
                     self._order, self._weights = order, weights
             self._replicas.barrier()
         self._planned = True
+
+    def _count_age(self) -> None:
+        """How old the values are that a plan is made from."""
+        if self.plans_from_memory:
+            last = self.memory.last_step.numpy()
+            never = self.n - np.count_nonzero(last + 1)
+            self._counters.stale(int(self._clock[STEP]) * (self.n - never) - int(last.sum()) - never, self.n - never)
 
     def _missing(self) -> str:
         """What the user must do before the epoch can be planned."""
