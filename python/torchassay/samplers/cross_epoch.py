@@ -50,7 +50,8 @@ class CrossEpoch(Sampler):
         plan_dir: a folder for what the sampler keeps, mapped into memory instead of held in it. Several processes of
             one machine always share what they keep, by default through a temporary folder.
 
-    Several processes construct, call `set_epoch`, iterate, `load_state_dict` alike, as collective calls.
+    Several processes construct, call `set_epoch`, iterate, `load_state_dict` alike, as collective calls. What was
+    observed on other machines stands in the memory from the next `set_epoch` on.
 
     `observe` tells what a batch's samples are worth, once a batch and in order, and that the batch is trained on: the
     position in the epoch is what has been observed. What a loader's workers have fetched beyond it comes again after

@@ -205,8 +205,12 @@ class Planned(CrossEpoch):
 
     def _own(self) -> np.ndarray:
         """The samples of the epoch that this rank observes."""
-        parts = [self._batch(k)[0] for k in range(self._batches()) if not self._repeated(k)]
-        return np.concatenate([np.empty(0, self._index_type), *parts])
+        rounds, world = self._rounds(), self._replicas.world
+        full = self._order[: rounds * world * self.batch_size].reshape(rounds, world, self.batch_size)
+        parts = [full[:, self._replicas.rank].reshape(-1)]
+        if self._batches() > rounds and not self._repeated(rounds):
+            parts.append(self._batch(rounds)[0])
+        return np.concatenate(parts)
 
     def _copy_plan(self, order: np.ndarray, weights: np.ndarray | None) -> None:
         if len(self._order) < len(order):  # the plan in the place of the arrays was a shorter one
