@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 import training
-from torchassay.samplers.drawn import Drawn
+from torchassay.samplers import OnlineImportance
 
 KILLS = int(os.environ.get("TORCHASSAY_KILLS", "1"))  # of each case: 10 in `make stress`
 SCRIPT = Path(training.__file__)
@@ -50,9 +50,7 @@ def undisturbed(trainings, tmp_path_factory):
     made = {}
 
     def folder(name: str, workers: int, world: int) -> Path:
-        case = training.CASES[name]
-        drawn = isinstance(case.sampler, type) and issubclass(case.sampler, Drawn)
-        key = name, workers if drawn else 0, world
+        key = name, workers if training.CASES[name].sampler is OnlineImportance else 0, world
         if key not in made:
             made[key] = tmp_path_factory.mktemp("undisturbed")
             assert trainings(made[key], *key) == [0] * world
@@ -80,7 +78,7 @@ def check(found: Path, expected: Path, world: int) -> None:
     for rank in range(world):
         assert stream(found, rank) == stream(expected, rank)
         mine, theirs = (torch.load(folder / f"final.{rank}", weights_only=True) for folder in (found, expected))
-        assert {key for key in mine if not same(mine[key], theirs[key])} == set()
+        assert {key: (mine[key], theirs[key]) for key in mine if not same(mine[key], theirs[key])} == {}
 
 
 @pytest.mark.parametrize("seed", range(KILLS))

@@ -16,6 +16,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,8 +25,19 @@ import torch.distributed as dist
 import torchassay as ta
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader, TensorDataset
-from torchassay.samplers import SelectiveBackprop, Shuffle
+from torch.utils.data import DataLoader, Subset, TensorDataset
+from torchassay.samplers import (
+    LOW,
+    BalanceAware,
+    BatchTrimming,
+    InfoBatch,
+    MixedOrder,
+    OnlineImportance,
+    RHOLoss,
+    SelectiveBackprop,
+    Shuffle,
+    VarianceReduction,
+)
 from torchassay.samplers.cross_epoch import CrossEpoch
 from torchassay.samplers.in_step import InStep
 
@@ -94,10 +106,32 @@ class Case(NamedTuple):
     epoch: Callable[[Trainee], Iterator[tuple[Tensor, Tensor]]] = observed
 
 
+def balanced(data: ta.Indexed, **common) -> BalanceAware:
+    """Measured before the first update, as it must be; by numbers that look like scores."""
+
+    def forward(model: nn.Module, batch) -> dict[str, Tensor]:
+        return {"similarity": batch[2] % 7 / 7, "loss": batch[2] % 11 / 11}
+
+    sampler = BalanceAware(data, **common)
+    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    mine = range(rank, N, world)
+    sampler.measure(DataLoader(Subset(data, mine), batch_size=N), nn.Identity(), forward)
+    return sampler
+
+
 CASES = {
     "Shuffle": Case(Shuffle),
+    "MixedOrder": Case(partial(MixedOrder, pivot=0)),
+    "BalanceAware": Case(balanced),
+    "InfoBatch": Case(partial(InfoBatch, epochs=2 * EPOCHS)),
+    "OnlineImportance": Case(OnlineImportance),
     "SelectiveBackprop": Case(Shuffle, SelectiveBackprop, regrouped),
     "SelectiveBackprop-pick": Case(Shuffle, SelectiveBackprop, picked),
+    "StaleSB": Case(Shuffle, partial(SelectiveBackprop, signal="entropy", stale=2), regrouped),
+    "VarianceReduction": Case(Shuffle, partial(VarianceReduction, pool=2, gate=False), regrouped),
+    "BatchTrimming": Case(Shuffle, partial(BatchTrimming, epochs=EPOCHS), regrouped),
+    "LOW": Case(Shuffle, LOW, regrouped),
+    "RHOLoss": Case(Shuffle, partial(RHOLoss, torch.arange(N) % 3 / 3, 0.3), regrouped),
 }
 
 

@@ -91,8 +91,9 @@ class Planned(CrossEpoch):
             hint = "initialise torch.distributed, with as many processes, before making the sampler"
             raise RuntimeError(f"{type(self).__name__}: epoch {epoch} can't be planned from {got}; {hint}")
         first = int(self._clock[STEP])
+        steps = -(-self._kept() // self.batch_size) if self._planned else 0  # now: behind the merge is the next plan
         self._replicas.merge(self._rows(), first)
-        self._clock[STEP] = first + -(-self._kept() // self.batch_size) if self._planned else first
+        self._clock[STEP] = first + steps
         self._clock[EPOCH], self._clock[POSITION], self._clock[BEGUN] = epoch, 0, 0
         self._planned = False
         self._prepare(False)
