@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
@@ -14,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torchassay import distributed
 from torchassay.distributed import Replicas
-from torchassay.samplers import Shuffle
+from torchassay.samplers import InfoBatch, MixedOrder, Shuffle
 from torchassay.samplers.planned import Planned
 
 EPOCHS = 3
@@ -24,6 +25,7 @@ SIZES = {  # samples, batch size, drop_last
     "few": (9, 8, False),
     "dropped": (103, 10, True),
 }
+LEAVES_OUT_OTHERS = ("MixedOrder", "dropped")  # than one process: as many as fill no batch for every rank
 FAR = (1 << 24) + 1  # no float32
 
 
@@ -37,16 +39,12 @@ class ByLoss(Planned):
         return np.argsort(-values, kind="stable").astype(self._index_type), None
 
 
-class Halves(Planned):
-    """Half as many samples in each epoch after the first."""
-
-    plans_from_memory: ClassVar[bool] = False
-
-    def _plan(self, epoch: int) -> tuple[np.ndarray, None]:
-        return self._shuffled(self.n >> epoch), None
-
-
-METHODS = {"Shuffle": Shuffle, "ByLoss": ByLoss}
+METHODS = {
+    "Shuffle": Shuffle,
+    "ByLoss": ByLoss,
+    "MixedOrder": partial(MixedOrder, pivot=0, by="loss"),
+    "InfoBatch": partial(InfoBatch, epochs=2 * EPOCHS),
+}
 
 
 def loss(index: Tensor, epoch: int) -> Tensor:
@@ -63,11 +61,13 @@ def walk(sampler: Planned, until: int = EPOCHS, batches: int | None = None) -> l
     seen: list[list[int]] = []
     for epoch in range(sampler.epoch, until):
         sampler.set_epoch(epoch)
-        keys = list(sampler)
+        already, keys = sampler.position, list(sampler)
+        assert already or len(sampler) == len(keys)
         for first in range(0, len(keys), sampler.batch_size):
             if len(seen) == batches:
                 return seen
-            index = torch.tensor(keys[first : first + sampler.batch_size])
+            batch = keys[first : first + sampler.batch_size]
+            index = torch.tensor([key[0] for key in batch] if sampler.weighted else batch)
             sampler.observe(index, {"loss": loss(index, epoch)})
             seen.append(index.tolist())
     sampler.set_epoch(until)  # brings the values of the other machines
@@ -79,8 +79,10 @@ def shared(rank: int) -> dict[str, dict]:
     found = {}
     for name, method in METHODS.items():
         for size, (n, batch_size, drop_last) in SIZES.items():
+            if (name, size) == LEAVES_OUT_OTHERS:
+                continue
             sampler = method(n, batch_size=batch_size, drop_last=drop_last)
-            found[f"{name}, {size}"] = {"seen": walk(sampler), "known": known(sampler), "len": len(sampler)}
+            found[f"{name}, {size}"] = {"seen": walk(sampler), "known": known(sampler)}
             dist.barrier()
     return found
 
@@ -118,20 +120,6 @@ def resumed(rank: int, folder: Path, ahead: bool) -> dict:
     return {"seen": seen + walk(again), "known": known(again)}
 
 
-def late(rank: int) -> dict[str, Tensor]:
-    """A training in which rank 1 comes late out of every merge, when rank 0 has planned."""
-    sampler = Halves(160, batch_size=10)
-    merge = sampler._replicas.merge
-
-    def slowly(rows: dict[str, np.ndarray], since: int) -> None:
-        merge(rows, since)
-        time.sleep(0.2 * rank)
-
-    sampler._replicas.merge = slowly
-    walk(sampler)
-    return known(sampler)
-
-
 def refused(call: Callable[[], None]) -> str:
     try:
         call()
@@ -164,17 +152,26 @@ def moved(rank: int, folder: Path) -> dict:
     return found
 
 
+def late(rank: int) -> dict[str, Tensor]:
+    """What is known after epochs of different lengths, if one rank always hears last that all have merged."""
+    sampler = METHODS["InfoBatch"](103, batch_size=10)
+    merge = sampler._replicas.merge
+
+    def slow(*arguments) -> None:
+        merge(*arguments)
+        time.sleep(0.1 * rank)
+
+    sampler._replicas.merge = slow
+    walk(sampler)
+    return known(sampler)
+
+
 def of_two(rank: int, folder: Path) -> dict:
     """Everything that two ranks do, on one machine and then as two."""
     os.environ["GROUP_RANK"] = "0"
-    found = {
-        "shared": shared(rank),
-        "late": late(rank),
-        "ahead": resumed(rank, folder, True),
-        "behind": resumed(rank, folder, False),
-    }
+    found = {"shared": shared(rank), "ahead": resumed(rank, folder, True), "behind": resumed(rank, folder, False)}
     os.environ["GROUP_RANK"] = str(rank)
-    found["machines"] = Replicas("of_two").machines
+    found |= {"machines": Replicas("of_two").machines, "late": late(rank)}
     return found | {"apart": shared(rank), "merged": merged(rank), "moved": moved(rank, folder)}
 
 

@@ -78,7 +78,7 @@ def check(found: Path, expected: Path, world: int) -> None:
     for rank in range(world):
         assert stream(found, rank) == stream(expected, rank)
         mine, theirs = (torch.load(folder / f"final.{rank}", weights_only=True) for folder in (found, expected))
-        assert {key for key in mine if not same(mine[key], theirs[key])} == set()
+        assert {key: (mine[key], theirs[key]) for key in mine if not same(mine[key], theirs[key])} == {}
 
 
 @pytest.mark.parametrize("seed", range(KILLS))

@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from torchassay import checks
 
-_ROWS_A_MESSAGE = 1 << 18  # of changed rows, so that no machine needs room for all of them at once
+_ROWS_A_MESSAGE = 1 << 15  # of changed rows, so that no machine needs room for all of them at once
 _groups: dict[dist.ProcessGroup, dist.ProcessGroup] = {}  # of each world its ranks joined by gloo, for CPU tensors
 
 

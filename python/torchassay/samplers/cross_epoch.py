@@ -29,7 +29,7 @@ class CrossEpoch(Sampler):
     ::
 
         dataset = ta.Indexed(dataset)
-        sampler = ta.samplers.MixedOrder(dataset, batch_size=32, pivot=20)
+        sampler = ta.samplers.MixedOrder(dataset, batch_size=32, pivot=20, by="loss")
         loader = DataLoader(dataset, batch_size=32, sampler=sampler, num_workers=4)
         for epoch in range(sampler.epoch, 100):
             sampler.set_epoch(epoch)

@@ -90,8 +90,9 @@ class Planned(CrossEpoch):
             got = f"what rank {replicas.rank} of {replicas.world} has observed alone"
             hint = "initialise torch.distributed, with as many processes, before making the sampler"
             raise RuntimeError(f"{type(self).__name__}: epoch {epoch} can't be planned from {got}; {hint}")
-        first, steps = int(self._clock[STEP]), -(-self._kept() // self.batch_size) if self._planned else 0
-        replicas.merge(self._rows(), first)  # behind it, the leader may already have put the next plan's length there
+        first = int(self._clock[STEP])
+        steps = -(-self._kept() // self.batch_size) if self._planned else 0  # now: behind the merge is the next plan
+        self._replicas.merge(self._rows(), first)
         self._clock[STEP] = first + steps
         self._clock[EPOCH], self._clock[POSITION], self._clock[BEGUN] = epoch, 0, 0
         self._planned = False
@@ -110,6 +111,7 @@ class Planned(CrossEpoch):
             return
         with self._counters.scoring():
             if self._replicas.leader:
+                self._count_age()
                 order, weights = self._plan(self.epoch)
                 self._length[0] = len(order)
                 if isinstance(self._order, np.memmap):
@@ -118,6 +120,13 @@ class Planned(CrossEpoch):
                     self._order, self._weights = order, weights
             self._replicas.barrier()
         self._planned = True
+
+    def _count_age(self) -> None:
+        """How old the values are that a plan is made from."""
+        if self.plans_from_memory:
+            last = self.memory.last_step.numpy()
+            never = self.n - np.count_nonzero(last + 1)
+            self._counters.stale(int(self._clock[STEP]) * (self.n - never) - int(last.sum()) - never, self.n - never)
 
     def _missing(self) -> str:
         """What the user must do before the epoch can be planned."""
