@@ -203,6 +203,16 @@ def test_a_live_part_is_written_as_it_is_then():
     assert pickle.loads(pickle.dumps(live)) == {"a": 1, "b": 2}
 
 
+def test_a_state_can_be_sent_to_another_process():
+    """As torch.distributed's gather_object sends it."""
+    sampler, again = Shuffle(N, batch_size=10), Shuffle(N, batch_size=10)
+    observe(sampler, 4)
+    sampler.memory.visits.numpy()[:] = 40_000
+    again.load_state_dict(pickle.loads(pickle.dumps(sampler.state_dict())))
+    assert again.position == 4 and torch.equal(again.memory.visits, sampler.memory.visits)
+    assert list(again) == list(sampler)
+
+
 # ---- in-step methods
 
 
