@@ -126,6 +126,10 @@ def test_a_folder_holds_what_is_kept_and_nothing_is_left_in_it(tmp_path):
     assert isinstance(mapped._order, np.memmap) and not list((tmp_path / "new" / "plans").iterdir())
     for _ in range(3):
         assert list(mapped) == list(held)
+        for sampler in (mapped, held):
+            for _ in range(len(sampler) // 8):
+                sampler.advance()
+    assert mapped.counters() | {"scoring_ms": 0} == held.counters() | {"scoring_ms": 0}
     mapped.load_state_dict(written(Fewer(64, batch_size=8).state_dict()))
     assert mapped.epoch == 0 and len(mapped) == 64
 
