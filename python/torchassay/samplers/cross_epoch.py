@@ -58,7 +58,8 @@ class CrossEpoch(Sampler):
     `load_state_dict`. A loop that never observes begins an epoch anew after a resume.
 
     torchdata's `StatefulDataLoader` keeps the sampler's state in its own, and loads it when its next iteration begins:
-    `epoch` is not known before. With it, a loop that never observes goes on behind what the loader gave.
+    `epoch` is not known before. With it, a loop that never observes goes on behind what the loader gave. Where its
+    ``snapshot_every_n_steps`` is more than 1, take the state after `observe`; `OnlineImportance` needs it to be 1.
     """
 
     fields: ClassVar[dict[str, str]] = {"loss": "last"}  # of the memory
