@@ -14,6 +14,7 @@ import os
 import signal
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
@@ -249,6 +250,7 @@ def serve() -> None:
 
 
 if __name__ == "__main__":
+    warnings.filterwarnings("ignore", "This DataLoader will create")  # more workers than there are processors
     parser = argparse.ArgumentParser()
     parser.add_argument("name", nargs="?", choices=CASES)
     parser.add_argument("--folder", type=Path)
