@@ -13,7 +13,7 @@ import torch
 import torchassay as ta
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
-from torchassay.samplers import Shuffle, states
+from torchassay.samplers import OnlineImportance, Shuffle, states
 from torchassay.samplers.in_step import Chosen, InStep
 from torchassay.samplers.planned import Planned
 
@@ -119,6 +119,37 @@ def test_a_signal_is_named_once():
         fields: ClassVar[dict[str, str]] = {"mean": "mean of loss", "last": "last of loss", "entropy": "max"}
 
     assert Two(4, batch_size=2).needs == ("loss", "entropy")
+
+
+def test_a_folder_holds_what_is_kept_and_nothing_is_left_in_it(tmp_path):
+    mapped, held = Fewer(64, batch_size=8, plan_dir=tmp_path / "new" / "plans"), Fewer(64, batch_size=8)
+    assert isinstance(mapped._order, np.memmap) and not list((tmp_path / "new" / "plans").iterdir())
+    for _ in range(3):
+        assert list(mapped) == list(held)
+    mapped.load_state_dict(written(Fewer(64, batch_size=8).state_dict()))
+    assert mapped.epoch == 0 and len(mapped) == 64
+
+
+def test_draws_want_a_loader_that_fetches_as_far_ahead():
+    sampler, again = OnlineImportance(60, batch_size=5), OnlineImportance(60, batch_size=5)
+    keys = iter(sampler)
+
+    def fetch() -> torch.Tensor:
+        return torch.tensor([next(keys)[0] for _ in range(5)])
+
+    fetched = [fetch() for _ in range(4)]
+    for _ in range(3):  # four ahead
+        fetched.append(fetch())
+        index = fetched.pop(0)
+        sampler.observe(index, {"grad_norm": index.float()})
+    again.load_state_dict(written(sampler.state_dict()))
+    keys = iter(again)
+    for index in fetched:
+        assert torch.equal(fetch(), index)
+        again.observe(index, {"grad_norm": index.float()})
+    expected = "must draw 4 batches ahead, as when the state was saved, got 0; use the same num_workers and prefetch_"
+    with pytest.raises(RuntimeError, match=f"^OnlineImportance: the loader {expected}factor$"):
+        fetch()
 
 
 # ---- files

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import io
+from functools import partial
 
 import pytest
 import torch
 import torchassay as ta
 from torch.utils.data import TensorDataset
-from torchassay.samplers import Shuffle
+from torchassay.samplers import InfoBatch, OnlineImportance, Shuffle
 
 StatefulDataLoader = pytest.importorskip("torchdata.stateful_dataloader").StatefulDataLoader
 pytestmark = [
@@ -23,9 +24,9 @@ PER_EPOCH = 9
 class Training:
     """A loop over a stateful loader, in the way that its arguments say."""
 
-    def __init__(self, workers: int, every: int = 1, observes: bool = True, tells: bool = True):
+    def __init__(self, workers: int, every: int = 1, observes: bool = True, tells: bool = True, method=Shuffle):
         data = ta.Indexed(TensorDataset(torch.arange(float(N))))
-        self.sampler = Shuffle(data, batch_size=BATCH)
+        self.sampler = method(data, batch_size=BATCH)
         self.loader = StatefulDataLoader(
             data, batch_size=BATCH, sampler=self.sampler, num_workers=workers, snapshot_every_n_steps=every
         )
@@ -38,12 +39,12 @@ class Training:
             self.epoch = epoch
             if self.tells:
                 self.sampler.set_epoch(epoch)
-            for value, index in self.loader:
+            for value, index, *_ in self.loader:
                 seen.append(index.tolist())
                 if early and states is not None:
                     states.append(self.state())
                 if self.observes:
-                    self.sampler.observe(index, {"loss": value + epoch})
+                    self.sampler.observe(index, {"loss": value + epoch, "grad_norm": value + epoch})
                 if not early and states is not None:
                     states.append(self.state())
         return seen
@@ -77,6 +78,19 @@ def test_the_stream_goes_on(workers, tells, observes, every, early):
         if observes:
             steps = again.sampler.memory.last_step
             assert steps.min() >= PER_EPOCH and (again.sampler.memory.visits.int() == 2).all()
+
+
+@pytest.mark.parametrize("workers", [0, 4])
+@pytest.mark.parametrize("method", [OnlineImportance, partial(InfoBatch, epochs=EPOCHS, delta=1.0)])
+def test_samplers_with_weights_go_on(workers, method):
+    whole, states = Training(workers, method=method), []
+    expected = whole.run(EPOCHS, states=states)
+    for step in (3, 10, 13):
+        again = Training(workers, method=method)
+        again.load(states[step])
+        assert again.run(EPOCHS) == expected[step + 1 :]
+        for name, value in whole.sampler.memory.state_dict().items():
+            assert name == "fields" or torch.equal(again.sampler.memory.state_dict()[name], value)
 
 
 def test_the_same_batches_as_from_torchs_loader():

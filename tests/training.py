@@ -30,7 +30,9 @@ from torchassay.samplers import (
     LOW,
     BalanceAware,
     BatchTrimming,
+    CrossEpoch,
     InfoBatch,
+    InStep,
     MixedOrder,
     OnlineImportance,
     RHOLoss,
@@ -38,8 +40,6 @@ from torchassay.samplers import (
     Shuffle,
     VarianceReduction,
 )
-from torchassay.samplers.cross_epoch import CrossEpoch
-from torchassay.samplers.in_step import InStep
 
 N, D, CLASSES, BATCH, EPOCHS, EVERY = 100, 5, 3, 8, 3, 4
 MOMENTS = ("given", "trained", "observed", "half saved", "saved")  # of a step: when it can be killed
@@ -67,12 +67,14 @@ class Trainee(NamedTuple):
 
 
 def observed(trainee: Trainee) -> Iterator[tuple[Tensor, Tensor]]:
-    """An epoch of a cross-epoch sampler. Signals that are not the scorer's are made of the entropy."""
+    """An epoch of a cross-epoch sampler."""
     for x, y, index, *weight in trainee.loader:
         trainee.at("given")
         weight = weight[0] if weight else torch.ones(len(index))
         _, known = trainee.learn(x, y, weight)
-        trainee.sampler.observe(index, {name: known.get(name, known["entropy"]) for name in trainee.sampler.needs})
+        if isinstance(trainee.sampler, MixedOrder):
+            known["uncertainty"] = trainee.sampler.uncertainty(trainee.model, x)
+        trainee.sampler.observe(index, known | {"similarity": known["entropy"]})
         yield index, weight
 
 
@@ -98,40 +100,43 @@ def picked(trainee: Trainee) -> Iterator[tuple[Tensor, Tensor]]:
         yield index, pick.weight
 
 
+def measured(trainee: Trainee) -> None:
+    """What `BalanceAware` needs before the first epoch, of this rank's share of the samples."""
+
+    def forward(model: nn.Module, batch: list[Tensor]) -> dict[str, Tensor]:
+        known = ta.score(model(batch[0]), batch[1], signals=("loss", "entropy"))
+        return {"loss": known.loss, "similarity": known.entropy}
+
+    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    part = Subset(trainee.loader.dataset, range(rank, N, world))
+    trainee.sampler.measure(DataLoader(part, batch_size=BATCH), trainee.model, forward)
+
+
 class Case(NamedTuple):
     """One way to train: the loader's sampler, of (data, batch_size=, seed=); the picker, of (seed=, group=)."""
 
     sampler: Callable[..., CrossEpoch]
     picker: Callable[..., InStep] | None = None
     epoch: Callable[[Trainee], Iterator[tuple[Tensor, Tensor]]] = observed
+    before: Callable[[Trainee], None] | None = None  # the first epoch
+    ahead: bool = False  # the stream depends on how far the loader fetches ahead
 
 
-def balanced(data: ta.Indexed, **common) -> BalanceAware:
-    """Measured before the first update, as it must be; by numbers that look like scores."""
-
-    def forward(model: nn.Module, batch) -> dict[str, Tensor]:
-        return {"similarity": batch[2] % 7 / 7, "loss": batch[2] % 11 / 11}
-
-    sampler = BalanceAware(data, **common)
-    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    mine = range(rank, N, world)
-    sampler.measure(DataLoader(Subset(data, mine), batch_size=N), nn.Identity(), forward)
-    return sampler
-
-
-CASES = {
+CASES = {  # those with a hyphen are for `make stress`
     "Shuffle": Case(Shuffle),
-    "MixedOrder": Case(partial(MixedOrder, pivot=0)),
-    "BalanceAware": Case(balanced),
-    "InfoBatch": Case(partial(InfoBatch, epochs=2 * EPOCHS)),
-    "OnlineImportance": Case(OnlineImportance),
+    "MixedOrder": Case(partial(MixedOrder, pivot=0, layers="0")),
+    "BalanceAware": Case(BalanceAware, before=measured),
+    "BalanceAware-heuristic": Case(partial(BalanceAware, scheduler="heuristic", t_grow=3), before=measured),
+    "InfoBatch": Case(partial(InfoBatch, epochs=EPOCHS, delta=1.0)),
+    "OnlineImportance": Case(OnlineImportance, ahead=True),
+    "OnlineImportance-keep": Case(partial(OnlineImportance, keep=0.8, replacement=False), ahead=True),
     "SelectiveBackprop": Case(Shuffle, SelectiveBackprop, regrouped),
     "SelectiveBackprop-pick": Case(Shuffle, SelectiveBackprop, picked),
-    "StaleSB": Case(Shuffle, partial(SelectiveBackprop, signal="entropy", stale=2), regrouped),
-    "VarianceReduction": Case(Shuffle, partial(VarianceReduction, pool=2, gate=False), regrouped),
-    "BatchTrimming": Case(Shuffle, partial(BatchTrimming, epochs=EPOCHS), regrouped),
-    "LOW": Case(Shuffle, LOW, regrouped),
-    "RHOLoss": Case(Shuffle, partial(RHOLoss, torch.arange(N) % 3 / 3, 0.3), regrouped),
+    "SelectiveBackprop-stale": Case(Shuffle, partial(SelectiveBackprop, stale=2), regrouped),
+    "VarianceReduction": Case(Shuffle, partial(VarianceReduction, 2, tau_threshold=1.1, warmup=False), regrouped),
+    "BatchTrimming": Case(Shuffle, partial(BatchTrimming, EPOCHS), regrouped),
+    "LOW": Case(Shuffle, LOW, picked),
+    "RHOLoss": Case(Shuffle, partial(RHOLoss, torch.linspace(0, 2, N), 0.4), regrouped),
 }
 
 
@@ -151,7 +156,7 @@ def train(name: str, folder: Path, workers: int, kill: str = "") -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     torch.manual_seed(1)
-    model = nn.Linear(D, CLASSES)
+    model = nn.Sequential(nn.Linear(D, 6), nn.ReLU(), nn.Linear(6, CLASSES))
     sampler = case.sampler(data, batch_size=BATCH, seed=3)
     picker = case.picker(seed=4, group=group) if case.picker else None
     trained = DistributedDataParallel(model) if group else model
@@ -169,6 +174,8 @@ def train(name: str, folder: Path, workers: int, kill: str = "") -> None:
         states = torch.load(checkpoint / "model", weights_only=True)
         model.load_state_dict(states["model"])
         optimizer.load_state_dict(states["optimizer"])
+    elif case.before:
+        case.before(trainee)
 
     def save() -> None:
         """A checkpoint counts when ``latest`` names it, and that is when every rank has written its part."""

@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from torchassay import checks
 
-_ROWS_A_MESSAGE = 1 << 18  # of changed rows, so that no machine needs room for all of them at once
+_ROWS_A_MESSAGE = 1 << 15  # of changed rows, so that no machine needs room for all of them at once
 _groups: dict[dist.ProcessGroup, dist.ProcessGroup] = {}  # of each world its ranks joined by gloo, for CPU tensors
 
 
@@ -78,6 +78,8 @@ class Replicas:
 
     def folder(self, parent: str | os.PathLike | None) -> Path | None:
         """A new empty folder that the ranks of this machine share; None if one process keeps everything in memory."""
+        if parent is not None:
+            os.makedirs(parent, exist_ok=True)
         if not self.talks:
             return Path(tempfile.mkdtemp(prefix="torchassay-", dir=parent)) if parent is not None else None
         mine = tempfile.mkdtemp(prefix="torchassay-", dir=parent) if self.leader else None
