@@ -126,6 +126,10 @@ def test_a_folder_holds_what_is_kept_and_nothing_is_left_in_it(tmp_path):
     assert isinstance(mapped._order, np.memmap) and not list((tmp_path / "new" / "plans").iterdir())
     for _ in range(3):
         assert list(mapped) == list(held)
+        for sampler in (mapped, held):
+            for _ in range(len(sampler) // 8):
+                sampler.advance()
+    assert mapped.counters() | {"scoring_ms": 0} == held.counters() | {"scoring_ms": 0}
     mapped.load_state_dict(written(Fewer(64, batch_size=8).state_dict()))
     assert mapped.epoch == 0 and len(mapped) == 64
 
@@ -201,6 +205,16 @@ def test_a_live_part_is_written_as_it_is_then():
     known["b"] = 2
     assert dict(live) == dict(live.items()) == {"a": 1, "b": 2} and len(live) == 2
     assert pickle.loads(pickle.dumps(live)) == {"a": 1, "b": 2}
+
+
+def test_a_state_can_be_sent_to_another_process():
+    """As torch.distributed's gather_object sends it."""
+    sampler, again = Shuffle(N, batch_size=10), Shuffle(N, batch_size=10)
+    observe(sampler, 4)
+    sampler.memory.visits.numpy()[:] = 40_000
+    again.load_state_dict(pickle.loads(pickle.dumps(sampler.state_dict())))
+    assert again.position == 4 and torch.equal(again.memory.visits, sampler.memory.visits)
+    assert list(again) == list(sampler)
 
 
 # ---- in-step methods

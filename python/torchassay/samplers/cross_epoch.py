@@ -150,8 +150,8 @@ class CrossEpoch(Sampler):
         """Take the next batch as trained on, without values of its samples: for loops around a sampler that plans from
         none. `InStep.batches` does so for the sampler of its loader."""
         index, weight = self._next(f"{type(self).__name__}.advance")
-        ones = torch.ones(len(index))
-        self._counters.picked(ones if weight is None else torch.from_numpy(weight), torch.from_numpy(index).long())
+        copy = np.ones(len(index), np.float32) if weight is None else weight.copy()  # the next plan may take its place
+        self._counters.picked(torch.from_numpy(copy), torch.from_numpy(index.astype(np.int64)))
         self._clock[POSITION] += 1
 
     def counters(self) -> dict[str, float | list[int]]:
