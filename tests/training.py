@@ -232,6 +232,7 @@ def serve() -> None:
         for number, arguments in enumerate(json.loads(line)):
             child = os.fork()
             if child == 0:
+                signal.alarm(300)  # ends one that hangs
                 try:
                     run(arguments)
                     os._exit(0)
