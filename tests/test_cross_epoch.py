@@ -213,7 +213,8 @@ def test_bad_calls():
         (
             lambda: sampler.observe(torch.tensor(plan[2:4]), {"loss": torch.zeros(2)}),
             f"Shuffle.observe: index must be batch 0 of the epoch, {plan[:2]} (2 samples), "
-            f"got {plan[2:4]} (2 samples); the loader must have this sampler, batch_size=2, and each batch is observed once",
+            f"got {plan[2:4]} (2 samples); the loader must have this sampler, batch_size=2, "
+            "and each batch is observed once",
         ),
         (
             lambda: sampler.observe(torch.tensor(plan[:2]).int(), {"loss": torch.zeros(2)}),
