@@ -275,7 +275,7 @@ def _thumbnails(made: Report, pictures: np.ndarray, path: Path) -> None:
     lines = -(-len(shown) // columns)
     height, width = (side / max(pictures.shape[1:3]) for side in pictures.shape[1:3])  # of tiles; the larger is 1
     down, right = height + 0.35, width + 0.1
-    figure = Figure(figsize=(1.2 * columns * right, 1.2 * lines * down + 0.8), layout="constrained")
+    figure = Figure(figsize=(1.2 * columns * right, 1.2 * lines * down + 0.6), layout="constrained")
     names = {"true": "given → true label", "belief": "given → what the model takes it for", "given": "given label"}
     meaning = next((text for name, text in names.items() if name in table), "number of the sample")
     colours = "\norange: wrong, blue: right" if "wrong" in table else ""

@@ -26,7 +26,7 @@ _OF_TRAINING = ("corrupt", "epochs", "folds", "seed")
 @click.option(
     "--out", type=click.Path(path_type=Path), default="labels", show_default=True, help="Folder for the files."
 )
-@click.option("--corrupt", metavar="labels:SHARE", help="Draw a share of the labels anew first, to see who finds them.")
+@click.option("--corrupt", metavar="labels:SHARE", help="Draw a share of the labels anew first, to count those found.")
 @click.option("--epochs", type=click.IntRange(1), default=20, show_default=True, help="Passes over the data.")
 @click.option(
     "--folds", type=click.IntRange(1), default=1, show_default=True, help="From 2: score by models trained on others."
