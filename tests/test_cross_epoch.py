@@ -209,7 +209,7 @@ def test_bad_calls():
         assert str(error.value) == message
     for first in (0, 2, 4):
         sampler.observe(torch.tensor(plan[first : first + 2]), {"loss": torch.zeros(2)})
-    with pytest.raises(ValueError, match="of an epoch under way, got one after its last batch"):
+    with pytest.raises(ValueError, match="got none left of the 3 batches of epoch 0"):
         sampler.observe(torch.tensor(plan[:2]), {"loss": torch.zeros(2)})
 
 
