@@ -511,7 +511,7 @@ def test_digits_with_a_fifth_of_the_labels_flipped(tmp_path):
     from matplotlib.image import imread
     from sklearn.datasets import load_digits
 
-    arguments = ("labels", "--data", "digits", "--corrupt", "labels:0.2", "--epochs", 8)
+    arguments = ("labels", "--data", "digits", "--corrupt", "labels:0.2", "--epochs", 5)
     result = run(*arguments, "--out", tmp_path)
     assert result.exit_code == 0, result.output
     rows = table(tmp_path / "labels.csv")
