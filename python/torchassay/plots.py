@@ -162,8 +162,8 @@ def picks(counts: Mapping[str, ArrayLike], ax: Axes | None = None) -> Axes:
         raise checks.InputValueError("picks: counts must hold a method with at least one sample, got none")
     ax = _axes("picks", ax, 1.0 + 0.32 * len(found))
     most = max(int(value.max()) for value in found.values())
-    bins = np.arange(0, most + 2, max(1, -(-most // 60))) - 0.5
-    bins = np.append(bins, bins[-1] + bins[1] - bins[0])
+    width = -(-(most + 1) // 60)  # at most 60 bars
+    bins = np.arange(0, most + 1 + width, width) - 0.5
     for place, (value, (colour, _, _)) in enumerate(zip(found.values(), _looks(len(found)), strict=True)):
         share = np.histogram(value, bins)[0] / value.size
         ax.stairs(0.85 * share / share.max() - place, bins, baseline=-place, fill=True, color=colour)

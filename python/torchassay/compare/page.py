@@ -59,7 +59,8 @@ th, td { padding: 0.35rem 0.6rem; border-bottom: 1px solid var(--line); text-ali
 td { white-space: nowrap; }
 tr { background: var(--ground); }
 tbody tr:nth-child(odd) { background: var(--band); }
-th:first-child, td:first-child { position: sticky; left: 0; background: inherit; text-align: left; padding-left: 0.2rem; }
+th:first-child, td:first-child { position: sticky; left: 0; background: inherit; text-align: left; }
+@media (max-width: 30rem) { table { font-size: 0.8rem; } th, td { padding: 0.3rem 0.4rem; } }
 figure { margin: 1.8rem 0; }
 img { display: block; width: 100%; max-width: 36rem; height: auto; }
 figcaption, footer { color: var(--faint); font-size: 0.9rem; }

@@ -162,7 +162,8 @@ def _table(rows: list[Row]) -> page.Table:
     columns.append(("best error, %", lambda row: _percent(row.error)))
     if rows[0].noise is not None:
         columns.append(("corrupted picks, %", lambda row: _percent(row.noise)))
-    columns.append(("seeds", lambda row: str(len(row.method.runs))))
+    if len({len(row.method.runs) for row in rows}) > 1:
+        columns.append(("seeds", lambda row: str(len(row.method.runs))))
     return page.Table([name for name, _ in columns], [[cell(row) for _, cell in columns] for row in rows])
 
 
@@ -188,9 +189,10 @@ def _rules(rows: list[Row], results: dict) -> Iterator[str]:
     yield f"Budget, {about['budget']}: {BUDGETS[about['budget']].format(epochs=epochs, samples=samples)}."
     if rows and rows[0].samples is not None:
         yield (
-            f"Speed-up, in back-propagated samples and in seconds: what SGD spends until the end of the first epoch with a test error of at most "
-            f"{summary.FACTOR:g} times its own best, divided by what the method spends until its first such epoch (Hu "
-            f"et al. 2021, section 3.2); seed by seed, then the mean of the seeds that get there. {DASH}: none does."
+            "Speed-up, in back-propagated samples and in seconds: what SGD spends until the end of the first epoch "
+            f"with a test error of at most {summary.FACTOR:g} times its own best, divided by what the method spends "
+            "until its first such epoch (Hu et al. 2021, section 3.2); seed by seed, then the mean of the seeds that "
+            f"get there. {DASH}: none does."
         )
     yield "Best error: the least test error after any epoch, chosen by the test set itself, as in the paper."
     yield "Seconds: training with all scoring, without evaluation, on this machine."
