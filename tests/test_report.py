@@ -77,7 +77,8 @@ class Page(HTMLParser):
 
 @pytest.fixture
 def quick(monkeypatch):
-    """Pictures are drawn, but a pixel is saved."""
+    """Pictures are drawn, but a pixel is saved; images of one method."""
+    monkeypatch.setattr(report, "PICTURED", 1)
     monkeypatch.setattr(Figure, "savefig", lambda self, file, **options: file.write(PIXEL))
 
 
@@ -198,6 +199,10 @@ def test_a_run_that_diverged(tmp_path, quick):
     changed(out, results, change)
     row = read(out)[1].tables[0][2]
     assert row[1:4] == ["–", "–", "28.80"]  # noqa: RUF001, the first epoch's error
+    changed(out, results, lambda results: [e.update(test_error=None) for run in results["runs"] for e in run["epochs"]])
+    text, page = read(out)
+    assert [row[1:4] for row in page.tables[0][1:]] == 2 * [["–", "–", "–"]]  # noqa: RUF001
+    assert page.tables[1][1][-1] == "–" and "nan" not in text and "Never there: SBE." in text  # noqa: RUF001
 
 
 def test_one_seed_has_no_interval(tmp_path, quick):
@@ -234,7 +239,7 @@ def test_images_of_the_first_samples_only(tmp_path, quick):
     compared.build(tmp_path / "out")
     np.savez(tmp_path / "out" / "data.npz", images=compared.images()[:50])
     text = read(tmp_path / "out")[0]
-    assert "SBE: what it trained on most and least often" in text
+    assert "SB, BETA=1: what it trained on most and least often" in text
     assert "SGD: what it trained on" not in text  # all as often
 
 
@@ -281,7 +286,8 @@ def test_numbers_of_single_samples_that_are_missing(tmp_path, quick):
     assert not any(f"pictures/{name}.png" in text for name in ("picks", "categories", "picked_0"))
 
 
-def test_every_method_and_its_pictures(tmp_path, quick):
+def test_every_method_and_its_pictures(tmp_path, quick, monkeypatch):
+    monkeypatch.setattr(report, "PICTURED", 4)
     compared.build(tmp_path / "out", compared.NAMES, seeds=2)
     text, page = read(tmp_path / "out")
     assert len(page.tables[0]) == 22

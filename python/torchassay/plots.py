@@ -138,8 +138,7 @@ def categories(
         ax.scatter(uncertainty[kind], loss[kind], label=f"{label})", **look)
     ax.axhline(cuts[0], color=rcParams["text.color"], linewidth=0.8, linestyle=":")
     ax.axvline(cuts[1], color=rcParams["text.color"], linewidth=0.8, linestyle=":")
-    if loss[known].min() > 0:
-        _log(ax)
+    _log(ax, loss[known])
     ax.set(xlabel="uncertainty (nats)", ylabel="loss (nats)")
     for handle in _legend(ax).get_legend().legend_handles:
         handle.set(alpha=1, sizes=[30])
@@ -302,17 +301,19 @@ def _errors(function: str, results: dict, ax: Axes | None, x: str) -> Axes:
             aim = np.mean([summary.target(run) for run in method.runs.values()])
             line = float(aim), f"{summary.FACTOR:g} x best of {method.title}"
     ax = _curves(function, found, ax, x, "test_error", line)
-    if not any(np.any(np.less_equal(line.get_ydata(), 0)) for line in ax.lines):
-        _log(ax)
+    _log(ax, np.concatenate([line.get_ydata() for line in ax.lines]))
     ax.yaxis.set_major_formatter(_percent)
     ax.set_ylabel("test error (%)")
     return ax
 
 
-def _log(ax: Axes) -> None:
+def _log(ax: Axes, values: np.ndarray) -> None:
+    """A logarithmic scale, if the values are such that it has enough ticks."""
+    low, high = np.fmin.reduce(values), np.fmax.reduce(values)  # NaN without any
+    if not 0 < 2 * low < high:
+        return
     ax.set_yscale("log")
-    low, high = ax.get_ylim()
-    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high > 5 * low else (1, 1.5, 2, 3, 4, 5, 6, 8)))
+    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high > 8 * low else (1, 1.5, 2, 3, 4, 5, 6, 8)))
     ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     ax.yaxis.set_minor_formatter(NullFormatter())
 

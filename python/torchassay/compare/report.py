@@ -173,13 +173,12 @@ def _costs(rows: list[Row]) -> page.Table:
     found = []
     for row in rows:
         runs = row.method.runs.values()
-        last = {
-            name: np.mean([summary.values(run, name)[-1] for run in runs])
-            for name in ("forward", "backward", "seconds", "test_error")
-        }
         epochs = np.mean([len(run["epochs"]) for run in runs])
-        numbers = f"{last['forward']:,.0f}", f"{last['backward']:,.0f}", f"{last['seconds']:,.1f}"
-        found.append((row.method.title, f"{epochs:g}", *numbers, f"{100 * last['test_error']:.2f}"))
+        columns = ("forward", "backward", "seconds", "test_error")
+        *numbers, error = (summary.interval(summary.values(run, name)[-1] for run in runs) for name in columns)
+        forward, backward, seconds = (each.mean for each in numbers)
+        spent = f"{epochs:.3g}", f"{forward:,.0f}", f"{backward:,.0f}", f"{seconds:,.1f}"
+        found.append((row.method.title, *spent, _percent(error._replace(half=math.nan))))
     return page.Table(head, found)
 
 
@@ -300,7 +299,7 @@ def _percent(found: Interval) -> str:
 
 
 def _of(row: Row, found: Speedup) -> str:
-    return "1x" if row.method.name == summary.BASELINE else _speedup(found)
+    return "1x" if row.method.name == summary.BASELINE and found.factor.count else _speedup(found)
 
 
 def _speedup(found: Speedup) -> str:
