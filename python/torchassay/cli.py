@@ -1,4 +1,4 @@
-"""The command line: `torchassay demo | bench | doctor`."""
+"""The command line: `torchassay demo | bench | labels | select | doctor`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 import click
+
+from torchassay import labels_command
 
 _DEMO_NEEDS = {"matplotlib": "matplotlib", "sklearn": "scikit-learn"}  # module: package
 
@@ -113,6 +115,10 @@ def doctor() -> None:
     from torchassay import doctor
 
     click.echo(doctor.report())
+
+
+main.add_command(labels_command.labels)
+main.add_command(labels_command.select)
 
 
 def _timed(speed, dtype: str) -> list:
