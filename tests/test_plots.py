@@ -148,7 +148,7 @@ def test_noise_share_has_the_base_rate_as_a_line(few):
     shown = lines(plots.noise_share(few))
     assert set(shown["base rate (25 %)"].get_ydata()) == {0.25}
     np.testing.assert_allclose(shown["SB, BETA=1"].get_ydata(), [0.25] + 7 * [0.5])
-    np.testing.assert_allclose(shown["SB, BETA=1"].get_xdata(), range(1, 9))
+    np.testing.assert_allclose(shown["SB, BETA=1"].get_xdata(), 200 * np.arange(1, 9))
 
 
 def test_effective_sample_size_shows_the_methods_with_weights(many):

@@ -179,7 +179,7 @@ def test_some_seeds_or_none_reach_the_target(tmp_path, quick):
     changed(out, results, change)
     text, page = read(out)
     assert [row[:3] for row in page.tables[0][2:]] == [
-        ["SB, BETA=1", "3.00x (1 of 3 seeds)", "3.00x (1 of 3 seeds)"],
+        ["SB, BETA=1", "3.00x (1 of 3)", "3.00x (1 of 3)"],
         ["SUBSET", "–", "–"],  # noqa: RUF001
     ]
     assert "Never there: SUBSET." in text
@@ -226,6 +226,21 @@ def test_without_corruption(tmp_path, quick):
     text, page = read(tmp_path / "out")
     assert page.tables[0][0] == ["method", "speed-up, samples", "speed-up, seconds", "best error, %"]
     assert "orrupt" not in text and "noise_share" not in text
+
+
+def test_another_budget_and_several_modalities(tmp_path, quick):
+    results = compared.build(tmp_path / "out", seeds=1)
+    text = read(tmp_path / "out")[0]
+    assert "400 samples to train on (1 x 8 x 8, 10 classes), 500 to test with" in text
+
+    def change(results):
+        results["about"]["budget"] = "seconds"
+        results["about"]["data"] |= {"shape": [[1, 8, 4], [6]], "modalities": 2}
+
+    changed(tmp_path / "out", results, change)
+    text = read(tmp_path / "out")[0]
+    assert "(1 x 8 x 4 and 6, 10 classes)" in text
+    assert "Budget, seconds: every run trains for as many seconds as SGD with the same seed takes for 8 epochs." in text
 
 
 def test_without_images(tmp_path, quick):
