@@ -7,13 +7,17 @@ SOURCES := setup.py CMakeLists.txt $(wildcard csrc/*.* csrc/*/*.*)
 CPP := $(wildcard csrc/*.* csrc/*/*.* tests/*/*.h tests/*/*.cpp)
 PY := setup.py python triton_kernels tests benchmarks
 
-.PHONY: demo test bench lint format gpu clean
+.PHONY: demo test stress bench lint format gpu clean
 
 demo: $(VENV)/built
 	$(BIN)/torchassay demo
 
 test: $(VENV)/built
 	$(BIN)/pytest -n auto --dist loadfile
+
+# The tests that kill trainings, ten times as often.
+stress: $(VENV)/built
+	TORCHASSAY_KILLS=10 $(BIN)/pytest -n auto tests/test_resume.py
 
 bench: $(VENV)/built
 	$(BIN)/pytest benchmarks -o "python_files=bench_*.py" -p no:cacheprovider --benchmark-quiet -W default

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 import torchassay as ta
-from test_in_step import D, dataset, network
+from small import D, dataset, network
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Subset

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_in_step import loader, network
+from small import loader, network
 from torchassay.samplers import BatchTrimming
 
 

@@ -8,27 +8,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchassay as ta
+from small import B, D, N, dataset, loader, network, plain, train
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from torchassay.samplers import BatchTrimming, SelectiveBackprop
 from torchassay.samplers.in_step import Chosen, InStep, Pick
-
-N, D, C, B = 203, 6, 4, 20
-
-
-def dataset(n: int = N) -> TensorDataset:
-    random = torch.Generator().manual_seed(3)
-    return TensorDataset(torch.randn(n, D, generator=random), torch.randint(C, (n,), generator=random))
-
-
-def network() -> nn.Module:
-    torch.manual_seed(4)
-    return nn.Sequential(nn.Linear(D, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.1), nn.Linear(16, C))
-
-
-def loader(index: bool = False, n: int = N) -> DataLoader:
-    data = dataset(n)
-    return DataLoader(ta.Indexed(data) if index else data, batch_size=B)
 
 
 class Every(InStep):
@@ -42,23 +26,6 @@ class Every(InStep):
         weight = torch.zeros(len(scores["loss"]))
         weight[:: self.k] = 2.0
         return Chosen(weight, (weight > 0).sum())
-
-
-def train(step, model: nn.Module) -> list[torch.Tensor]:
-    """The parameters and buffers after 5 epochs: over 50 steps."""
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    torch.manual_seed(5)
-    for _ in range(5):
-        for loss in step(model):
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-    return [value.clone() for value in model.state_dict().values()]
-
-
-def plain(model: nn.Module):
-    for x, y in loader():
-        yield ta.cross_entropy(model(x), y, reduction="none").mean()
 
 
 @pytest.mark.parametrize("form", ["pick", "batches"])
@@ -248,3 +215,12 @@ def test_a_single_sample_that_is_left_has_company():
     (_, _, index), weight = came[0]
     assert len(came) == 1 and index.tolist() == [0, 0] and weight.tolist() == [4.0, 0.0]
     assert list(Every(B).batches(loader(n=0), network())) == []
+
+
+def test_scores_of_batches_are_one_a_row():
+    def tokens(model, batch):
+        return {"loss": torch.zeros(len(batch[0]), 3)}
+
+    with pytest.raises(ValueError) as error:
+        next(Every(2).batches(loader(), network(), tokens))
+    assert str(error.value) == f"Every.batches: scores must be one a sample, shape ({B},), got ({B}, 3)"

@@ -7,7 +7,7 @@ import torch
 import torchassay as ta
 from picking import everything, regrouped
 from ranks import on_ranks
-from test_in_step import D, dataset
+from small import D, dataset
 from torchassay.samplers import SelectiveBackprop
 
 PICKED = [7, 0]

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 import torchassay as ta
 from scipy.optimize import minimize
-from test_in_step import B, N, dataset, loader, network, plain, train
+from small import B, N, dataset, loader, network, plain, train
 from torchassay.samplers import LOW
 
 

@@ -330,9 +330,9 @@ def test_the_noise_is_that_of_the_arguments(kind, size, std):
 def test_the_noise_is_another_one_in_every_step_and_the_same_from_the_same_seed():
     model, x = network(), inputs()[:5]
 
-    def uncertainties(**arguments) -> list[torch.Tensor]:
+    def uncertainties(epochs: int = 2, **arguments) -> list[torch.Tensor]:
         sampler, found = MixedOrder(20, batch_size=5, pivot=9, layers="0", **arguments), []
-        for epoch in range(2):
+        for epoch in range(epochs):
             sampler.set_epoch(epoch)
             for index in torch.tensor(list(sampler)).split(5):
                 found.append(sampler.uncertainty(model, x))
@@ -342,9 +342,9 @@ def test_the_noise_is_another_one_in_every_step_and_the_same_from_the_same_seed(
 
     first, other_seed = uncertainties(), uncertainties(seed=1)
     assert len(first) == 8 and not any(torch.equal(a, b) for a, b in itertools.combinations([*first, *other_seed], 2))
-    ranks = [uncertainties(rank=rank, num_replicas=2) for rank in (0, 1)]  # which take turns at the batches
+    ranks = [uncertainties(epochs=1, rank=rank, num_replicas=2) for rank in (0, 1)]  # which take turns at the batches
     again = [*uncertainties(), *itertools.chain(*zip(*ranks, strict=True))]
-    assert all(torch.equal(a, b) for a, b in zip(again, [*first, *first], strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(again, [*first, *first[:4]], strict=True))
 
 
 def test_uncertainty_of_another_forward():
@@ -415,3 +415,14 @@ def test_what_is_missing_is_named():
     with pytest.raises(InputValueError) as caught:
         MixedOrder(8, batch_size=2, by="loss").categories()
     assert str(caught.value) == "MixedOrder.categories: by must be 'both', got 'loss'"
+
+
+def test_staleness_is_the_age_of_what_a_plan_is_made_from():
+    sampler = MixedOrder(40, batch_size=10, pivot=0, by="loss")
+    for epoch in range(3):
+        sampler.set_epoch(epoch)
+        for index in torch.tensor(list(sampler)).split(10):
+            sampler.observe(index, {"loss": torch.rand(10)})
+    # two plans, each of values that are 1, 2, 3 and 4 steps old
+    assert sampler.counters()["staleness"] == pytest.approx(2.5)
+    assert ta.samplers.Shuffle(40, batch_size=10).counters()["staleness"] == 0

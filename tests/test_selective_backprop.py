@@ -7,7 +7,7 @@ from collections import deque
 import pytest
 import torch
 import torchassay as ta
-from test_in_step import B, N, dataset, loader, network
+from small import B, N, dataset, loader, network
 from torchassay.philox import uniforms
 from torchassay.samplers import SelectiveBackprop
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 import torchassay as ta
 from ranks import on_ranks
-from test_in_step import B, C, D, N, dataset, loader, network, plain, train
+from small import B, C, D, N, dataset, loader, network, plain, train
 from torch import nn
 from torchassay.philox import uniforms
 from torchassay.samplers import VarianceReduction
@@ -225,6 +225,15 @@ def test_no_weight_is_lost_on_the_way(random):
     assert picker.epoch == 1 and picker.step == 2 and picker.counters()["forward_items"] == 100
 
 
+def test_a_single_draw_comes_beside_a_sample_without_weight(random):
+    scores = torch.rand(14, generator=random).double()
+    picker = VarianceReduction(3, gate=False, seed=6)
+    (_, (last, weight)) = picker.batches(columns(scores, 4), nn.Identity(), as_given)
+    (row,) = drawn(scores[12:].tolist(), 1, 6, 1)
+    assert last[0].tolist() == [12 + row, 0]
+    assert weight.tolist() == pytest.approx([2 * float(scores[12:].mean() / scores[12 + row]), 0])  # a mean over two
+
+
 def test_the_form_without_weights(random):
     picker = VarianceReduction(2, signal="loss", weighted=False, warmup=False, seed=1)
     scores = F.one_hot(torch.tensor([0, 20, 40, 60]), 80).sum(0) + torch.rand(80, generator=random) / 100
@@ -417,10 +426,10 @@ def test_ranks_pick_from_their_parts_and_know_one_tau(ranks):
 def test_ranks_with_uneven_loaders_take_equally_many_steps(ranks, name):
     mine, theirs = (scores_of(rank)[0][: (10, 4)[rank]].tolist() for rank in range(2))
     if name == "open":  # pools of 8 and 4, then of 2 and none
-        expected = [[4 / 3] * 4, [2.0]], [[2 / 3] * 2, [0.0]]
+        expected = [[4 / 3] * 4, [4.0, 0.0]], [[2 / 3] * 2, [0.0, 0.0]]
         pools = [mine[:8] + theirs, mine[8:]]
     else:
-        expected = [[1.0] * 4, [2.0] * 4, [2.0] * 2], [[1.0] * 4, [0.0], [0.0]]
+        expected = [[1.0] * 4, [2.0] * 4, [2.0] * 2], [[1.0] * 4, [0.0] * 2, [0.0] * 2]
         pools = [mine[:4] + theirs, mine[4:8], mine[8:]]
     average = 0.0
     for pool in pools:

@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from torchassay import checks
 
-_ROWS_A_MESSAGE = 1 << 18  # of changed rows, so that no machine needs room for all of them at once
+_ROWS_A_MESSAGE = 1 << 15  # of changed rows, so that no machine needs room for all of them at once
 _groups: dict[dist.ProcessGroup, dist.ProcessGroup] = {}  # of each world its ranks joined by gloo, for CPU tensors
 
 
@@ -58,12 +58,19 @@ class Replicas:
         if self.talks:
             self.group = cpu_group()
             here = (socket.gethostname(), os.environ.get("GROUP_RANK", ""))  # torchrun's number of the machine
-            everyone: list = [None] * num_replicas
-            dist.all_gather_object(everyone, here, group=self.group)
+            everyone = self.everyone(here)
             leaders = sorted({everyone.index(machine) for machine in everyone})
             self.my_leader = everyone.index(here)
-            self.leader, self.machines = rank == self.my_leader, len(leaders)
+            self.leader, self.machines = dist.get_rank() == self.my_leader, len(leaders)
             self.leaders = dist.new_group(leaders, backend="gloo") if len(leaders) > 1 else None
+
+    def everyone(self, said) -> list:
+        """What every process says, in the order of ranks."""
+        if not self.talks:
+            return [said]
+        found: list = [None] * self.world
+        dist.all_gather_object(found, said, group=self.group)
+        return found
 
     def barrier(self) -> None:
         if self.talks:
@@ -71,12 +78,12 @@ class Replicas:
 
     def folder(self, parent: str | os.PathLike | None) -> Path | None:
         """A new empty folder that the ranks of this machine share; None if one process keeps everything in memory."""
+        if parent is not None:
+            os.makedirs(parent, exist_ok=True)
         if not self.talks:
             return Path(tempfile.mkdtemp(prefix="torchassay-", dir=parent)) if parent is not None else None
         mine = tempfile.mkdtemp(prefix="torchassay-", dir=parent) if self.leader else None
-        everyone: list = [None] * self.world
-        dist.all_gather_object(everyone, mine, group=self.group)
-        return Path(everyone[self.my_leader])
+        return Path(self.everyone(mine)[self.my_leader])
 
     def forget(self, folder: Path | None) -> None:
         """The folder's name goes when all ranks have mapped its files; the files live until their last process ends."""

@@ -186,23 +186,24 @@ class SampleMemory:
         pyarrow.parquet.write_table(pyarrow.table(columns), path)
 
     def state_dict(self) -> dict[str, Tensor | dict[str, str]]:
-        """The arrays themselves, not copies, as torch's modules give them, and the ``fields`` that they belong to."""
+        """The arrays themselves, not copies, as torch's modules give them, and the ``fields`` that they belong to. The
+        visits are the same bits as int16, since torch cannot unpickle uint16."""
         self._take_in()
-        return {"fields": dict(self.fields)} | {name: torch.from_numpy(array) for name, array in self._arrays.items()}
+        return {"fields": dict(self.fields)} | {name: torch.from_numpy(array) for name, array in self._stored().items()}
 
     def load_state_dict(self, state: Mapping[str, Tensor | dict[str, str]]) -> None:
         """Go on from a `state_dict`, whose numbers are copied. A state of another memory raises ValueError."""
         function = "SampleMemory.load_state_dict"
         if state.get("fields") != self.fields:
             raise checks.InputValueError(f"{function}: state must have fields {self.fields}, got {state.get('fields')}")
-        for name, array in self._arrays.items():
+        for name, array in self._stored().items():
             theirs, dtype = state.get(name), str(array.dtype)
             got = f"{checks.dtype_name(theirs.dtype)} {tuple(theirs.shape)}" if isinstance(theirs, Tensor) else "none"
             if got != f"{dtype} {array.shape}":
                 expected = f"'{name}' as {dtype} {array.shape}"
                 raise checks.InputValueError(f"{function}: state must have {expected}, got {got}")
         self._pending.clear()
-        for name, array in self._arrays.items():
+        for name, array in self._stored().items():
             array[:] = state[name].cpu().numpy()
 
     def clear(self) -> None:
@@ -212,6 +213,10 @@ class SampleMemory:
             array.fill(self._start[name])
 
     # ---- the arrays
+
+    def _stored(self) -> dict[str, np.ndarray]:
+        """The arrays as they stand in a state."""
+        return self._arrays | {"visits": self._arrays["visits"].view(np.int16)}
 
     def _array(self, name: str) -> np.ndarray:
         """An array as it is kept, up to date."""

@@ -14,8 +14,8 @@ from torch.utils.data import Dataset
 
 from torchassay import checks
 from torchassay.samplers.cross_epoch import FINISHED, STEP
-from torchassay.samplers.in_step import evaluating, index_of, unwrapped
 from torchassay.samplers.planned import Planned, _array
+from torchassay.samplers.scoring import evaluating, index_of, unwrapped
 from torchassay.scores import Scores
 
 CRITERIA = {"both": ("similarity", "loss"), "similarity": ("similarity",), "loss": ("loss",)}
@@ -235,9 +235,9 @@ class BalanceAware(Planned):
         return state
 
     def _load(self, state: dict) -> None:
+        super()._load(state)
         if self._replicas.leader and self.scheduler == "learned":
             self._smoothed[:], self._rescorings[:] = state["smoothed"].numpy(), state["rescorings"].numpy()
-        super()._load(state)
 
 
 def share_of_epoch(epoch: int, lambda0: float = 0.1, t_grow: float = 40) -> float:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from torchassay import checks
-from torchassay.samplers.in_step import Chosen, InStep, checked_signal
+from torchassay.samplers.in_step import Chosen, InStep, checked_signal, largest
 
 
 class BatchTrimming(InStep):
@@ -25,8 +24,8 @@ class BatchTrimming(InStep):
         signal: a name among `torchassay.SIGNALS`; the papers take the loss.
         seed, group: as in `InStep`; nothing is random here. Each rank trims its own part of the batch.
 
-    max(1, round(p n)) of n samples are kept, halves to even (an assumption: the paper does not say how it rounds); ties
-    go to whichever `torch.topk` takes. NaN counts as the largest.
+    max(1, round(p n)) of n samples are kept, halves to even (an assumption: the paper does not say how it rounds); of
+    equal values the first samples are. NaN counts as the largest.
     """
 
     def __init__(
@@ -62,11 +61,4 @@ class BatchTrimming(InStep):
         return 1 - (1 - self.p_end) * min(self._needs_epoch(), last) / last if last else 1.0
 
     def _choose(self, scores: dict[str, Tensor], index: Tensor | None, mask: Tensor | None) -> Chosen:
-        values = scores[self.needs[0]]
-        n = len(values)
-        if mask is not None:
-            values, n = values.masked_fill(~mask, -torch.inf), int(mask.sum())
-        kept = min(n, max(1, round(self.share * n)))
-        weight = torch.zeros_like(values, dtype=torch.float32)
-        weight[values.topk(kept).indices] = 1.0
-        return Chosen(weight, float(kept))
+        return largest(scores[self.needs[0]], self.share, mask)

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from torchassay import checks
+from torchassay.data import Indexed
 from torchassay.distributed import Replicas
 from torchassay.memory import SampleMemory
 from torchassay.samplers import states
@@ -20,7 +21,7 @@ from torchassay.scores import Scores
 
 Batch = tuple[np.ndarray, "np.ndarray | None"]  # indices, and their weights where the method has some
 
-EPOCH, POSITION, STEP, FINISHED, LAG = range(5)  # of the clock
+EPOCH, POSITION, STEP, FINISHED, LAG, BEGUN = range(6)  # of the clock
 
 
 class CrossEpoch(Sampler):
@@ -29,7 +30,7 @@ class CrossEpoch(Sampler):
     ::
 
         dataset = ta.Indexed(dataset)
-        sampler = ta.samplers.MixedOrder(dataset, batch_size=32, pivot=20)
+        sampler = ta.samplers.MixedOrder(dataset, batch_size=32, pivot=20, by="loss")
         loader = DataLoader(dataset, batch_size=32, sampler=sampler, num_workers=4)
         for epoch in range(sampler.epoch, 100):
             sampler.set_epoch(epoch)
@@ -50,11 +51,16 @@ class CrossEpoch(Sampler):
         plan_dir: a folder for what the sampler keeps, mapped into memory instead of held in it. Several processes of
             one machine always share what they keep, by default through a temporary folder.
 
-    Several processes construct, call `set_epoch`, iterate, `load_state_dict` alike, as collective calls.
+    Several processes construct, call `set_epoch`, iterate, `load_state_dict` alike, as collective calls. What was
+    observed on other machines stands in the memory from the next `set_epoch` on.
 
     `observe` tells what a batch's samples are worth, once a batch and in order, and that the batch is trained on: the
     position in the epoch is what has been observed. What a loader's workers have fetched beyond it comes again after
     `load_state_dict`. A loop that never observes begins an epoch anew after a resume.
+
+    torchdata's `StatefulDataLoader` keeps the sampler's state in its own, and loads it when its next iteration begins:
+    `epoch` is not known before. With it, a loop that never observes goes on behind what the loader gave. Where its
+    ``snapshot_every_n_steps`` is more than 1, take the state after `observe`; `OnlineImportance` needs it to be 1.
     """
 
     fields: ClassVar[dict[str, str]] = {"loss": "last"}  # of the memory
@@ -73,7 +79,7 @@ class CrossEpoch(Sampler):
         plan_dir: str | os.PathLike | None = None,
     ):
         name = type(self).__name__
-        n = data if isinstance(data, int) else len(data)
+        n = self._samples(data)
         for argument, value, least in (("data", n, 1), ("batch_size", batch_size, 1), ("seed", seed, 0)):
             if isinstance(value, bool) or not isinstance(value, int):
                 raise checks.InputTypeError(f"{name}: {argument} must be an int, got {type(value).__name__}")
@@ -82,15 +88,28 @@ class CrossEpoch(Sampler):
                 raise checks.InputValueError(f"{name}: {argument} must {what}, got {value}")
         self.n, self.batch_size, self.seed, self.drop_last = n, batch_size, seed, bool(drop_last)
         self._replicas = Replicas(name, rank, num_replicas)
-        self._clock = np.zeros(5, np.int64)  # by reference in the state, as all that changes
+        self._clock = np.zeros(6, np.int64)  # by reference in the state, as all that changes
         self._counters = Counters(reuse=False)
+
+    def _samples(self, data) -> int:
+        """How many samples ``data`` has."""
+        if isinstance(data, int):
+            return data
+        if not hasattr(data, "__len__"):
+            expected = "a data set with a length, or that length"
+            raise checks.InputTypeError(f"{type(self).__name__}: data must be {expected}, got {type(data).__name__}")
+        if self.weighted and not isinstance(data, Indexed):
+            expected = "a torchassay.Indexed, or its length: its keys are pairs of an index and a weight"
+            raise checks.InputTypeError(f"{type(self).__name__}: data must be {expected}, got {type(data).__name__}")
+        return len(data)
 
     # ---- for users
 
     @property
     def needs(self) -> tuple[str, ...]:
         """The signals to observe."""
-        return tuple(rule.split(" of ")[1] if " of " in rule else name for name, rule in self.fields.items())
+        signals = (rule.split(" of ")[1] if " of " in rule else name for name, rule in self.fields.items())
+        return tuple(dict.fromkeys(signals))
 
     @property
     def epoch(self) -> int:
@@ -113,17 +132,8 @@ class CrossEpoch(Sampler):
         if epoch != self.epoch:
             self._begin(epoch)
 
-    def __iter__(self) -> Iterator[int | tuple[int, float]]:
-        if self._clock[FINISHED]:  # the loop over epochs does not call set_epoch
-            self.set_epoch(self.epoch + 1)
-        self._prepare()
-        epoch, k = self.epoch, self.position
-        while k < self._batches():
-            index, weight = self._batch(k)
-            yield from index.tolist() if weight is None else zip(index.tolist(), weight.tolist(), strict=True)
-            k += 1
-        if epoch == self.epoch:
-            self._clock[FINISHED] = 1
+    def __iter__(self) -> Keys:
+        return Keys(self)
 
     def observe(self, index: Tensor, scores: Scores | dict[str, Tensor]) -> None:
         """Keep what the next batch's samples are worth, and take the batch as trained on.
@@ -140,19 +150,23 @@ class CrossEpoch(Sampler):
         checks.tensor(name, "index", index)
         if index.dtype != torch.int64:
             raise checks.InputTypeError(f"{name}: index must be int64, got {checks.dtype_name(index.dtype)}")
-        self._prepare()
-        if self.position >= self._batches():
-            raise checks.InputValueError(f"{name}: index must be of an epoch under way, got one after its last batch")
-        expected, weight = self._batch(self.position)
+        expected, _ = self._next(name)
         same = len(index) == len(expected)  # an index on a GPU is taken at its word: to look would mean waiting
         if not same or (index.device.type == "cpu" and not np.array_equal(index.numpy(), expected)):
-            want = f"batch {self.position} of the epoch, {_shown(expected)}"
-            raise checks.InputValueError(f"{name}: index must be {want}, got {_shown(index.cpu().numpy())}")
+            want, got = f"batch {self.position} of the epoch, {_shown(expected)}", _shown(index.cpu().numpy())
+            hint = f"the loader must have this sampler, batch_size={self.batch_size}, and each batch is observed once"
+            raise checks.InputValueError(f"{name}: index must be {want}, got {got}; {hint}")
         with self._counters.scoring():
             self._keep(torch.from_numpy(expected.astype(np.int64)), scores)
         self._counters.scored(len(expected))
-        ones = torch.ones(len(expected))
-        self._counters.picked(ones if weight is None else torch.from_numpy(weight), torch.from_numpy(expected).long())
+        self.advance()
+
+    def advance(self) -> None:
+        """Take the next batch as trained on, without values of its samples: for loops around a sampler that plans from
+        none. `InStep.batches` does so for the sampler of its loader."""
+        index, weight = self._next(f"{type(self).__name__}.advance")
+        copy = np.ones(len(index), np.float32) if weight is None else weight.copy()  # the next plan may take its place
+        self._counters.picked(torch.from_numpy(copy), torch.from_numpy(index.astype(np.int64)))
         self._clock[POSITION] += 1
 
     def counters(self) -> dict[str, float | list[int]]:
@@ -169,16 +183,19 @@ class CrossEpoch(Sampler):
         self._counters.track(corrupted)
 
     def state_dict(self) -> dict:
-        """Everything that going on needs; tensors by reference, as a module's. Every rank keeps its own."""
+        """Everything that going on needs, by reference, as a module's: what is read or written later is as it is then.
+        Every rank keeps its own, all of the same step."""
         mine = self._arguments() | {"clock": torch.from_numpy(self._clock)}
-        return mine | {"counters": self._counters.state_dict(), "own": self._state()}
+        return mine | {"counters": states.Live(self._counters.state_dict), "own": states.Live(self._state)}
 
     def load_state_dict(self, state: dict) -> None:
         """Go on from a `state_dict` of a sampler with the same arguments, in as many processes."""
         states.expect(type(self).__name__, state, **self._arguments())
         self._clock[:] = state["clock"].numpy()
-        self._counters.load_state_dict(state["counters"])
-        self._load(state["own"])
+        self._counters.load_state_dict(dict(state["counters"].items()))
+        self._load(dict(state["own"].items()))
+        if self.position < self._batches():  # a loader that fetches ahead was through with the epoch, nobody else
+            self._clock[FINISHED] = 0
 
     def save(self, path: str | os.PathLike) -> None:
         """Write the `state_dict` to ``path``; large arrays into a file beside it, with a checksum."""
@@ -197,6 +214,14 @@ class CrossEpoch(Sampler):
         """What a state must agree in."""
         own = {"method": type(self).__name__, "n": self.n, "batch_size": self.batch_size, "seed": self.seed}
         return own | {"drop_last": self.drop_last, "rank": self._replicas.rank, "num_replicas": self._replicas.world}
+
+    def _next(self, function: str) -> Batch:
+        """The batch at the position."""
+        self._prepare()
+        if self.position >= self._batches():
+            got = f"none left of the {self._batches()} batches of epoch {self.epoch}"
+            raise checks.InputValueError(f"{function}: there must be a batch that was not observed, got {got}")
+        return self._batch(self.position)
 
     def _begin(self, epoch: int) -> None:
         """Another epoch."""
@@ -222,6 +247,56 @@ class CrossEpoch(Sampler):
 
     def _load(self, state: dict) -> None:
         pass
+
+
+class Keys(Iterator):
+    """What a `CrossEpoch` gives a loader in an epoch, from the position on.
+
+    A loader that keeps a state of its own asks how many batches it was given, and loads that after the sampler's state,
+    which may be a younger one.
+    """
+
+    def __init__(self, sampler: CrossEpoch):
+        self._sampler = sampler
+        self._epoch, self._given = None, 0  # known at the first key: a loader may make several of these, and use one
+        self._keys = self._walk()
+
+    def __next__(self) -> int | tuple[int, float]:
+        return next(self._keys)
+
+    def _start(self) -> tuple[int, int]:
+        """Where the first key is to come from: the next epoch, if the loop did not tell and this one is through."""
+        sampler, clock = self._sampler, self._sampler._clock
+        unobserved = clock[POSITION] == clock[BEGUN]
+        if clock[FINISHED] and (unobserved or sampler.position >= sampler._batches()):
+            return sampler.epoch + 1, 0
+        return sampler.epoch, sampler.position
+
+    def _walk(self) -> Iterator[int | tuple[int, float]]:
+        sampler = self._sampler
+        if self._epoch is None:
+            self._epoch, self._given = self._start()
+            if self._epoch != sampler.epoch:
+                sampler.set_epoch(self._epoch)
+        sampler._prepare()
+        while self._given < sampler._batches():
+            index, weight = sampler._batch(self._given)
+            self._given += 1
+            yield from index.tolist() if weight is None else zip(index.tolist(), weight.tolist(), strict=True)
+        if self._epoch == sampler.epoch:
+            sampler._clock[FINISHED] = 1
+
+    def state_dict(self) -> dict[str, int]:
+        epoch, given = self._start() if self._epoch is None else (self._epoch, self._given)
+        return {"epoch": epoch, "given": given}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        clock = self._sampler._clock
+        if state["epoch"] != self._sampler.epoch:
+            return
+        if clock[POSITION] == clock[BEGUN]:  # nobody observes: what was given is what was trained on
+            clock[POSITION] = clock[BEGUN] = max(state["given"], self._sampler.position)
+        self._epoch, self._given = state["epoch"], min(state["given"], self._sampler.position)
 
 
 def _shown(index: np.ndarray) -> str:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from torchassay.samplers.cross_epoch import EPOCH, LAG, POSITION, STEP, Batch, CrossEpoch
-from torchassay.scores import Scores
+from torchassay.samplers.cross_epoch import BEGUN, EPOCH, LAG, POSITION, STEP, Batch, CrossEpoch
 
 
 class Drawn(CrossEpoch):
@@ -47,7 +46,7 @@ class Drawn(CrossEpoch):
         self._clock[STEP] += self._batches()  # before the method makes epochs shorter
         with self._counters.scoring():
             self._turn()
-        self._clock[EPOCH], self._clock[POSITION] = epoch, 0
+        self._clock[EPOCH], self._clock[POSITION], self._clock[BEGUN] = epoch, 0, 0
         self._queue.clear()
         self._resumed = False
 
@@ -66,11 +65,11 @@ class Drawn(CrossEpoch):
         self._queue.append({"batch": k, "index": index, "weight": weight})
         return index.numpy(), weight.numpy()
 
-    def observe(self, index: Tensor, scores: Scores | dict[str, Tensor]) -> None:
-        super().observe(index, scores)
-        self._queue.pop(0)
+    def advance(self) -> None:
+        super().advance()
+        self._queue[:] = [drawn for drawn in self._queue if drawn["batch"] >= self.position]
 
-    observe.__doc__ = CrossEpoch.observe.__doc__
+    advance.__doc__ = CrossEpoch.advance.__doc__
 
     def _state(self) -> dict:
         return {"queue": self._queue}

@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.utils import _pytree
 
 from torchassay import checks, data
 from torchassay.functional import score
 from torchassay.samplers import states
 from torchassay.samplers.counters import Counters
+from torchassay.samplers.cross_epoch import CrossEpoch
+from torchassay.samplers.scoring import Forward, default_forward, device_of, evaluating, index_of, rows_of, unwrapped
 from torchassay.scores import SIGNALS, Scores
-
-Forward = Callable[[nn.Module, Any], "Scores | dict[str, Tensor] | tuple[Tensor, Tensor]"]
-
 
 _LEAST = 2  # samples in a batch
 
@@ -97,6 +94,7 @@ class InStep:
         self.epoch: int | None = None
         self._counters = Counters()
         self._left: list[tuple[Any, Tensor]] = []  # picked by `batches`, not yet trained on
+        self._spare = None  # the first samples that it saw, to fill up with
 
     # ---- for users
 
@@ -153,22 +151,22 @@ class InStep:
             forward: ``forward(model, batch)`` gives the logits and the target, or the scores. Default: ``model(input)``
                 and the target, on the model's device.
 
+        If the loader takes its batches from a `CrossEpoch`, such as `Shuffle`, that is told of each batch that has been
+        scored: save the states of both, and a resumed training goes on behind it.
+
         Yields:
             The batch, with the structure that the loader gave it, and its weights, float32 [n] on the batch's device.
         """
         self._begin()
         size = getattr(loader, "batch_size", None)
-        spare = None
-        for batch in loader:
+        for batch in self._incoming(loader):
             index = index_of(loader, batch)
-            values, _ = self._values(self._scored(model, batch, index, forward))
-            chosen = self._chosen(values, index, None)
+            chosen = self._chosen(self._row_values(model, batch, index, forward), index, None)
             size = size or len(chosen.weight)
-            spare = spare if spare is not None else data.take(batch, torch.arange(min(_LEAST, rows_of(batch))))
             self._keep(batch, chosen)
-            yield from self._full(size, spare, more=True)
-        yield from self._full(size, spare, more=False)
-        self.epoch = (self.epoch or 0) + 1
+            yield from self._full(size, more=True)
+        yield from self._full(size, more=False)
+        self._end()
 
     def counters(self) -> dict[str, float | list[int]]:
         """What has been done so far, as plain numbers for any logger.
@@ -190,13 +188,14 @@ class InStep:
         a module's. Every rank keeps its own."""
         left = [{"batch": batch, "weight": weight} for batch, weight in self._left]
         own = {"method": type(self).__name__, "seed": self.seed, "step": self.step, "epoch": self.epoch}
-        return own | {"left": left, "counters": self._counters.state_dict(), "own": self._state()}
+        return own | {"left": left, "spare": self._spare, "counters": self._counters.state_dict(), "own": self._state()}
 
     def load_state_dict(self, state: dict) -> None:
         """Go on from a `state_dict` of the same method and seed."""
         states.expect(type(self).__name__, state, method=type(self).__name__, seed=self.seed)
         self.step, self.epoch = state["step"], state["epoch"]
         self._left = [(part["batch"], part["weight"]) for part in state["left"]]
+        self._spare = state["spare"]
         self._counters.load_state_dict(state["counters"])
         self._load(state["own"])
 
@@ -241,6 +240,20 @@ class InStep:
         if self.epoch is None:
             self.epoch = 0
 
+    def _end(self) -> None:
+        """An epoch of `batches` has ended."""
+        self.epoch, self._spare = (self.epoch or 0) + 1, None
+
+    def _incoming(self, loader) -> Iterator[Any]:
+        """The loader's batches. One that comes out is this object's: its sampler will not give it again."""
+        sampler = getattr(loader, "sampler", None)
+        for batch in loader:
+            if isinstance(sampler, CrossEpoch):
+                sampler.advance()
+            if self._spare is None:
+                self._spare = data.take(batch, torch.arange(min(_LEAST, rows_of(batch))))
+            yield batch
+
     def _scored(
         self, model: nn.Module, batch, index: Tensor | None, forward: Forward | None
     ) -> Scores | dict[str, Tensor]:
@@ -278,6 +291,16 @@ class InStep:
             values[signal] = value.detach().reshape(-1)
         return values, shape
 
+    def _row_values(self, model: nn.Module, batch, index: Tensor | None, forward: Forward | None) -> dict[str, Tensor]:
+        """The signals of a batch, one number a row."""
+        values, shape = self._values(self._scored(model, batch, index, forward))
+        if tuple(shape) != (rows_of(batch),):
+            expected = f"one a sample, shape ({rows_of(batch)},)"
+            raise checks.InputValueError(
+                f"{type(self).__name__}.batches: scores must be {expected}, got {tuple(shape)}"
+            )
+        return values
+
     def _chosen(self, values: dict[str, Tensor], index: Tensor | None, mask: Tensor | None) -> Chosen:
         """What the method chooses, counted; a step has passed."""
         with self._counters.scoring():
@@ -305,24 +328,25 @@ class InStep:
             raise checks.InputValueError(f"{function}: {name} must be {expected}, got {got}")
         return value.reshape(-1)
 
-    def _full(self, size: int | None, spare, more: bool) -> Iterator[tuple[Any, Tensor]]:
+    def _full(self, size: int | None, more: bool) -> Iterator[tuple[Any, Tensor]]:
         """The batches that are ready: full ones while more is to come, then what is left."""
         while True:
             have = sum(len(weight) for _, weight in self._left)
             ready, work = have >= (size or 1) or (not more and have > 0), have > 0 or more
             if self.group is not None:
-                ready, work = self._agreed(ready or not more, work, spare is not None)
+                ready, work = self._agreed(ready or not more, work)
             if not ready or not work:
                 if self.group is None or more or not work:
                     return
                 continue  # others still score: wait for their next word
-            batch, weight = self._taken(min(size or have, have), spare)
-            yield batch, weight * self._share(weight)
+            batch, weight = self._taken(min(size or have, have))
+            yield batch, (weight * self._share(weight)).to(device_of(batch))
 
-    def _agreed(self, ready: bool, work: bool, seen: bool) -> tuple[bool, bool]:
+    def _agreed(self, ready: bool, work: bool) -> tuple[bool, bool]:
         """Whether every rank can take a step, and whether any has still something to do; an error on all of them if one
         has never seen a sample that it could take a step with."""
-        said = torch.tensor([float(ready), float(seen), -float(work)], device=_device_of(self.group))
+        seen = self._spare is not None
+        said = torch.tensor([float(ready), float(seen), -float(work)], device=messages_of(self.group))
         dist.all_reduce(said, dist.ReduceOp.MIN, group=self.group)
         all_ready, all_seen, some_work = said.tolist()
         if all_ready > 0 and all_seen == 0 and some_work < 0:
@@ -335,31 +359,22 @@ class InStep:
         """What makes the mean over ranks of their batches' means one over samples, those with weight 0 left out."""
         total, world = float((weight > 0).sum()), 1
         if self.group is not None:
-            everyone, world = torch.tensor(total, device=_device_of(self.group)), self.group.size()
+            everyone, world = torch.tensor(total, device=messages_of(self.group)), self.group.size()
             dist.all_reduce(everyone, group=self.group)
             total = float(everyone)
         return len(weight) * world / max(1.0, total)
 
-    def _taken(self, count: int, spare) -> tuple[Any, Tensor]:
+    def _taken(self, count: int) -> tuple[Any, Tensor]:
         """The first ``count`` of what is left; spare samples of weight 0 make up for fewer than BatchNorm needs."""
         parts, weights = [part for part, _ in self._left], [weight for _, weight in self._left]
         if count < _LEAST:
-            rows = torch.arange(_LEAST - count) % rows_of(spare)
-            parts, weights = [*parts, data.take(spare, rows)], [*weights, torch.zeros(len(rows))]
+            rows = torch.arange(_LEAST - count) % rows_of(self._spare)
+            parts, weights = [*parts, data.take(self._spare, rows)], [*weights, torch.zeros(len(rows))]
             count = _LEAST
         batch, weight = data.join(parts), torch.cat(weights)
         first, rest = torch.arange(count), torch.arange(count, len(weight))
         self._left = [(data.take(batch, rest), weight[rest])] if len(rest) else []
         return data.take(batch, first), weight[first]
-
-
-def default_forward(model: nn.Module, batch) -> tuple[Tensor, Tensor]:
-    """The model's output for the first thing in a batch, and the second as the target, on the model's device."""
-    if not isinstance(batch, tuple | list) or len(batch) < 2:
-        expected = "given for batches that are not (input, target, ...)"
-        raise checks.InputTypeError(f"batches: forward must be {expected}, got None and a {type(batch).__name__}")
-    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    return model(batch[0].to(device, non_blocking=True)), batch[1].to(device, non_blocking=True)
 
 
 def checked_signal(function: str, signal: str, *more: str) -> None:
@@ -369,41 +384,17 @@ def checked_signal(function: str, signal: str, *more: str) -> None:
         raise checks.InputValueError(f"{function}: signal must be one of {', '.join(names)}, got {signal!r}")
 
 
-def index_of(loader, batch) -> Tensor | None:
-    """The places in the data set that `torchassay.Indexed` put into the batch; None where it is not in use."""
-    dataset = getattr(loader, "dataset", None)
-    while dataset is not None:
-        if isinstance(dataset, data.Indexed):
-            if isinstance(batch, dict):
-                return batch["index"]
-            return batch[-2] if batch[-1].is_floating_point() else batch[-1]  # behind it a weight may stand
-        dataset = getattr(dataset, "dataset", None)
-    return None
+def largest(values: Tensor, share: float, mask: Tensor | None) -> Chosen:
+    """Weight 1 for the largest max(1, round(share * n)) of the n rows that count; nothing waits for a GPU."""
+    valid = torch.ones_like(values, dtype=torch.bool) if mask is None else mask
+    n = valid.sum()
+    kept = (share * n.double()).round().clamp(min=1).minimum(n)
+    order = values.masked_fill(~valid, -torch.inf).argsort(descending=True, stable=True)
+    weight = torch.zeros_like(values, dtype=torch.float32)
+    weight[order] = (torch.arange(len(values), device=values.device) < kept).float()
+    return Chosen(weight, kept)
 
 
-def rows_of(batch) -> int:
-    """How many samples a batch holds."""
-    return len(next(leaf for leaf in _pytree.tree_leaves(batch) if isinstance(leaf, Tensor)))
-
-
-def unwrapped(model: nn.Module) -> nn.Module:
-    """Without DistributedDataParallel, whose forward waits for other ranks."""
-    return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """All modules in eval mode, and afterwards each as it was."""
-    training = [module for module in model.modules() if module.training]
-    for module in training:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
-
-
-def _device_of(group: dist.ProcessGroup) -> torch.device:
-    """Where the group's messages lie."""
+def messages_of(group: dist.ProcessGroup) -> torch.device:
+    """Where a group's messages lie."""
     return torch.device("cpu" if "gloo" in dist.get_backend(group) else "cuda")

@@ -14,8 +14,8 @@ from torch.utils.data import Dataset
 from torchassay import checks
 from torchassay.ensemble import ensemble_score
 from torchassay.noise import FeatureNoise
-from torchassay.samplers.in_step import evaluating, unwrapped
 from torchassay.samplers.planned import Planned
+from torchassay.samplers.scoring import evaluating, unwrapped
 
 LARGEST = 1 << 31  # samples: the sum of two ranks and an index share 64 bits
 FIELDS = {"both": ("loss", "uncertainty"), "loss": ("loss",), "uncertainty": ("uncertainty",)}
@@ -105,7 +105,7 @@ class MixedOrder(Planned):
             raise checks.InputValueError(f"MixedOrder: order must be 'mixed' or 'easy_to_hard', got {order!r}")
         if by not in FIELDS:
             raise checks.InputValueError(f"MixedOrder: by must be one of {', '.join(FIELDS)}, got {by!r}")
-        n = data if isinstance(data, int) else len(data)
+        n = self._samples(data)
         if n > LARGEST:
             raise checks.InputValueError(f"MixedOrder: data must have at most {LARGEST} samples, got {n}")
         self.pivot, self.order, self.by = pivot, order, by

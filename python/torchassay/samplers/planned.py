@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import numpy as np
 import torch
 from torch import Tensor
 
+from torchassay import checks
 from torchassay.memory import SampleMemory
-from torchassay.samplers.cross_epoch import EPOCH, POSITION, STEP, Batch, CrossEpoch
+from torchassay.samplers.cross_epoch import BEGUN, EPOCH, POSITION, STEP, Batch, CrossEpoch
 from torchassay.scores import Scores
 
 
 class Planned(CrossEpoch):
     """Base of the samplers that plan a whole epoch at once, from the values that were observed before it."""
+
+    plans_from_memory: ClassVar[bool] = True  # False: every process can plan for itself, whatever it has observed
 
     def __init__(self, data, *, batch_size, seed=0, drop_last=False, rank=None, num_replicas=None, plan_dir=None):
         super().__init__(
@@ -80,10 +85,16 @@ class Planned(CrossEpoch):
     # ---- inside
 
     def _begin(self, epoch: int) -> None:
+        replicas = self._replicas
+        if self.plans_from_memory and replicas.world > 1 and not replicas.talks and self.position > 0:
+            got = f"what rank {replicas.rank} of {replicas.world} has observed alone"
+            hint = "initialise torch.distributed, with as many processes, before making the sampler"
+            raise RuntimeError(f"{type(self).__name__}: epoch {epoch} can't be planned from {got}; {hint}")
         first = int(self._clock[STEP])
+        steps = -(-self._kept() // self.batch_size) if self._planned else 0  # now: behind the merge is the next plan
         self._replicas.merge(self._rows(), first)
-        self._clock[STEP] = first + -(-self._kept() // self.batch_size) if self._planned else first
-        self._clock[EPOCH], self._clock[POSITION] = epoch, 0
+        self._clock[STEP] = first + steps
+        self._clock[EPOCH], self._clock[POSITION], self._clock[BEGUN] = epoch, 0, 0
         self._planned = False
         self._prepare(False)
 
@@ -100,6 +111,7 @@ class Planned(CrossEpoch):
             return
         with self._counters.scoring():
             if self._replicas.leader:
+                self._count_age()
                 order, weights = self._plan(self.epoch)
                 self._length[0] = len(order)
                 if isinstance(self._order, np.memmap):
@@ -108,6 +120,13 @@ class Planned(CrossEpoch):
                     self._order, self._weights = order, weights
             self._replicas.barrier()
         self._planned = True
+
+    def _count_age(self) -> None:
+        """How old the values are that a plan is made from."""
+        if self.plans_from_memory:
+            last = self.memory.last_step.numpy()
+            never = self.n - np.count_nonzero(last + 1)
+            self._counters.stale(int(self._clock[STEP]) * (self.n - never) - int(last.sum()) - never, self.n - never)
 
     def _missing(self) -> str:
         """What the user must do before the epoch can be planned."""
@@ -166,6 +185,13 @@ class Planned(CrossEpoch):
         return state
 
     def _load(self, state: dict) -> None:
+        said = self._replicas.everyone((self.epoch, self._replicas.leader and "memory" not in state))
+        name, found = type(self).__name__, sorted({epoch for epoch, _ in said})
+        if len(found) > 1:
+            raise checks.InputValueError(f"{name}: the states of all ranks must be of one epoch, got {found}")
+        if any(missing for _, missing in said):
+            expected = "the arrays of its machine in the state of its lowest rank"
+            raise checks.InputValueError(f"{name}: each machine must have {expected}, got ranks placed otherwise")
         if self._replicas.leader:
             self._length[0] = state["length"][0]
             self._copy_plan(state["order"].numpy(), state["weights"].numpy() if self.weighted else None)
@@ -180,12 +206,17 @@ class Planned(CrossEpoch):
 
     def _own(self) -> np.ndarray:
         """The samples of the epoch that this rank observes."""
-        parts = [self._batch(k)[0] for k in range(self._batches()) if not self._repeated(k)]
-        return np.concatenate([np.empty(0, self._index_type), *parts])
+        rounds, world = self._rounds(), self._replicas.world
+        full = self._order[: rounds * world * self.batch_size].reshape(rounds, world, self.batch_size)
+        parts = [full[:, self._replicas.rank].reshape(-1)]
+        if self._batches() > rounds and not self._repeated(rounds):
+            parts.append(self._batch(rounds)[0])
+        return np.concatenate(parts)
 
     def _copy_plan(self, order: np.ndarray, weights: np.ndarray | None) -> None:
-        if len(self._order) < len(order):
+        if len(self._order) < len(order):  # the plan in the place of the arrays was a shorter one
             self._order = np.empty(self.n, self._index_type)
+            self._weights = None if weights is None else np.empty(self.n, np.float32)
         self._order[: len(order)] = order
         if weights is not None:
             self._weights[: len(weights)] = weights

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from torchassay import checks
-from torchassay.samplers.in_step import Chosen, InStep
+from torchassay.samplers.in_step import Chosen, InStep, largest
 
 
 class RHOLoss(InStep):
@@ -65,14 +65,8 @@ class RHOLoss(InStep):
 
     def _choose(self, scores: dict[str, Tensor], index: Tensor | None, mask: Tensor | None) -> Chosen:
         loss = scores["loss"]
-        valid = torch.ones_like(loss, dtype=torch.bool) if mask is None else mask
         reducible = loss - self._irreducible_of(index, mask).to(loss.device)
-        reducible = reducible.nan_to_num(nan=torch.finfo(reducible.dtype).min).masked_fill(~valid, -torch.inf)
-        kept = (self.fraction * valid.sum().double()).round().clamp(min=1).minimum(valid.sum())
-        weight = torch.zeros_like(loss, dtype=torch.float32)
-        order = reducible.argsort(descending=True, stable=True)
-        weight[order] = (torch.arange(len(loss), device=loss.device) < kept).float()
-        return Chosen(weight, kept)
+        return largest(reducible.nan_to_num(nan=torch.finfo(reducible.dtype).min), self.fraction, mask)
 
     def _irreducible_of(self, index: Tensor | None, mask: Tensor | None) -> Tensor:
         if index is None:
@@ -86,6 +80,6 @@ class RHOLoss(InStep):
             raise checks.InputValueError(f"RHOLoss: index must be in [0, {n}), got {got}")
         return self.irreducible[index]
 
-    def _full(self, size: int | None, spare, more: bool) -> Iterator:
+    def _full(self, size: int | None, more: bool) -> Iterator:
         """What was picked of a pool is a batch, whatever the loader's size is."""
-        return super()._full(None, spare, more)
+        return super()._full(None, more)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import numpy as np
 
 from torchassay.samplers.planned import Planned
@@ -13,6 +15,8 @@ class Shuffle(Planned):
     What other samplers are compared with, and what a `DataLoader` for the in-step methods wants for a sampler where it
     must go on in mid-epoch. The arguments are those of `CrossEpoch`.
     """
+
+    plans_from_memory: ClassVar[bool] = False
 
     def _plan(self, epoch: int) -> tuple[np.ndarray, None]:
         return self._shuffled(), None

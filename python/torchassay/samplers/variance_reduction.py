@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from torchassay import checks, data
 from torchassay.philox import uniforms
-from torchassay.samplers.in_step import Chosen, Forward, InStep, _device_of, checked_signal, index_of, rows_of
+from torchassay.samplers.in_step import Chosen, InStep, checked_signal, messages_of
+from torchassay.samplers.scoring import Forward, device_of, index_of, rows_of
 
 _SECOND_DRAW = 1 << 40  # added to a row's id, for the lower half of its number
 _LARGEST = torch.finfo(torch.float32).max  # of a score, so that sums of squares are finite in float64
@@ -130,24 +131,24 @@ class VarianceReduction(InStep):
         """
         self._begin()
         self._measure(loader, model, forward)  # what was out when the state was saved
-        incoming, spare = iter(loader), None
+        incoming = self._incoming(loader)
         while True:
             opened = bool(self._open())
             while len(self._left) < (self.pool if opened else 1) and (batch := next(incoming, None)) is not None:
-                spare = spare if spare is not None else data.take(batch, torch.zeros(1, dtype=torch.int64))
                 every = torch.ones(rows_of(batch), dtype=torch.float64)
                 self._left.append((batch, self._score_of(loader, model, batch, forward) if opened else every))
             more = bool(self._left)
             if not (more if self.group is None else self._agreed(True, more)[1]):
                 break
             with self._counters.scoring():
-                batch, weight = self._formed(opened, spare)
+                batch, weight = self._formed(opened)
+            weight = weight.to(device_of(batch))
             self._counters.picked(weight, index_of(loader, batch))
             self.step += 1
             self._out = None if opened else (batch, weight)
             yield batch, weight
             self._measure(loader, model, forward)
-        self.epoch = (self.epoch or 0) + 1
+        self._end()
 
     # ---- inside
 
@@ -155,7 +156,7 @@ class VarianceReduction(InStep):
         score = _usable(scores[self.signal], mask)
         valid = torch.ones_like(score) if mask is None else mask.double()
         n = valid.sum()
-        most = _share(len(score), self.pool)
+        most = _size(len(score), self.pool)
         b = (n / self.pool).round().clamp(min=1).minimum(n)  # how many of them count: n is not known to the host
         rows, of_draw = self._drawn(score, valid, most)
         counts = torch.arange(most, device=score.device) < b
@@ -167,17 +168,20 @@ class VarianceReduction(InStep):
         self._learn(sums)
         return Chosen(torch.where(opened, weight, valid).float(), torch.where(opened, b, n))
 
-    def _formed(self, opened: bool, spare) -> tuple[Any, Tensor]:
-        """The next batch, of what is collected, and its weights; a sample with weight 0 where nothing is."""
+    def _formed(self, opened: bool) -> tuple[Any, Tensor]:
+        """The next batch, of what is collected, and its weights; with weight 0 where that is too little."""
         parts, self._left = self._left, []
         score = torch.cat([score for _, score in parts]) if parts else torch.zeros(0, dtype=torch.float64)
-        if not parts:
-            batch, weight = self._taken(0, spare)
-        elif not opened:
+        if parts and not opened:
             batch, weight = parts[0][0], torch.ones(len(score))
         else:
-            rows, weight = self._drawn(score, torch.ones_like(score), _share(len(score), self.pool))
-            batch, weight = data.take(data.join([batch for batch, _ in parts]), rows.cpu()), weight.float().cpu()
+            count = _size(len(score), self.pool)
+            if parts:
+                rows, of_draw = self._drawn(score, torch.ones_like(score), count)
+                drawn = data.take(data.join([batch for batch, _ in parts]), rows.cpu())
+                self._left = [(drawn, of_draw.float().cpu())]
+            batch, weight = self._taken(count)
+            weight = weight * (len(weight) / max(1, count))
         sums = self._over_ranks(_sums(score, score.new_tensor(len(score))))
         if self.group is not None:
             weight = weight * (self.group.size() * len(score) / float(sums[2]))
@@ -207,7 +211,7 @@ class VarianceReduction(InStep):
     def _over_ranks(self, sums: Tensor) -> Tensor:
         if self.group is None:
             return sums
-        total = sums.to(_device_of(self.group), copy=True)
+        total = sums.to(messages_of(self.group), copy=True)
         dist.all_reduce(total, group=self.group)
         return total.to(sums.device)
 
@@ -278,6 +282,6 @@ def _usable(values: Tensor, mask: Tensor | None = None) -> Tensor:
     return score if mask is None else score.masked_fill(~mask, 0.0)
 
 
-def _share(n: int, pool: int) -> int:
+def _size(n: int, pool: int) -> int:
     """How many are drawn from n."""
     return min(n, max(1, round(n / pool)))
