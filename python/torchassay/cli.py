@@ -1,4 +1,4 @@
-"""The command line: `torchassay demo | bench | labels | select | doctor`."""
+"""The command line: `torchassay demo | bench | compare | labels | select | doctor`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 import click
 
 from torchassay import labels_command
+from torchassay.compare.command import compare
 
 _DEMO_NEEDS = {"matplotlib": "matplotlib", "sklearn": "scikit-learn"}  # module: package
 
@@ -159,6 +160,8 @@ def _need_folder(folder: Path) -> None:
     except OSError as error:
         raise _Stop(f"--out must be a folder that can be written to, got '{folder}' ({error.strerror})") from error
 
+
+main.add_command(compare)
 
 if __name__ == "__main__":
     main(prog_name="torchassay")
