@@ -39,6 +39,7 @@ setup(
     packages=[
         "torchassay",
         "torchassay.checks",
+        "torchassay.compare",
         "torchassay.ops",
         "torchassay.reference",
         "torchassay.samplers",

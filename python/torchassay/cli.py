@@ -1,4 +1,4 @@
-"""The command line: `torchassay demo | bench | doctor`."""
+"""The command line: `torchassay demo | bench | doctor | compare`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 import click
+
+from torchassay.compare.command import compare
 
 _DEMO_NEEDS = {"matplotlib": "matplotlib", "sklearn": "scikit-learn"}  # module: package
 
@@ -153,6 +155,8 @@ def _need_folder(folder: Path) -> None:
     except OSError as error:
         raise _Stop(f"--out must be a folder that can be written to, got '{folder}' ({error.strerror})") from error
 
+
+main.add_command(compare)
 
 if __name__ == "__main__":
     main(prog_name="torchassay")
