@@ -169,6 +169,10 @@ def test_a_rank_without_a_rest_repeats_a_sample():
     "arguments, message",
     [
         ({"data": 0, "batch_size": 1}, "Shuffle: data must have at least 1 sample, got 0"),
+        (
+            {"data": iter([1]), "batch_size": 1},
+            "Shuffle: data must be a data set with a length, or that length, got list_iterator",
+        ),
         ({"data": 5, "batch_size": 0}, "Shuffle: batch_size must be at least 1, got 0"),
         ({"data": 5, "batch_size": 2.0}, "Shuffle: batch_size must be an int, got float"),
         ({"data": 5, "batch_size": 2, "seed": -1}, "Shuffle: seed must be at least 0, got -1"),
@@ -185,6 +189,21 @@ def test_bad_arguments(arguments, message):
     assert str(error.value) == message
 
 
+def test_weighted_samplers_want_an_indexed_data_set():
+    with pytest.raises(TypeError) as error:
+        ta.samplers.OnlineImportance(Numbers(), batch_size=2)
+    expected = "a torchassay.Indexed, or its length: its keys are pairs of an index and a weight"
+    assert str(error.value) == f"OnlineImportance: data must be {expected}, got Numbers"
+    assert ta.samplers.OnlineImportance(ta.Indexed(Numbers()), batch_size=2).n == N
+
+
+def test_another_file_is_no_state(tmp_path):
+    for name, content in (("text", b"some text"), ("empty", b""), ("zip", b"PK" + bytes(50))):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ValueError, match=rf"load: .*{name} must be what save wrote, got another file \("):
+            Shuffle(N, batch_size=10).load(tmp_path / name)
+
+
 def test_bad_calls():
     sampler = Shuffle(6, batch_size=2)
     plan = sampler.plan().tolist()
@@ -193,7 +212,9 @@ def test_bad_calls():
         (lambda: sampler.set_epoch(1.0), "Shuffle: epoch must be an int, got float"),
         (
             lambda: sampler.observe(torch.tensor(plan[2:4]), {"loss": torch.zeros(2)}),
-            f"Shuffle.observe: index must be batch 0 of the epoch, {plan[:2]} (2 samples), got {plan[2:4]} (2 samples)",
+            f"Shuffle.observe: index must be batch 0 of the epoch, {plan[:2]} (2 samples), "
+            f"got {plan[2:4]} (2 samples); the loader must have this sampler, batch_size=2, "
+            "and each batch is observed once",
         ),
         (
             lambda: sampler.observe(torch.tensor(plan[:2]).int(), {"loss": torch.zeros(2)}),

@@ -89,7 +89,8 @@ def test_goes_on_as_if_it_had_not_been_killed(trainings, undisturbed, tmp_path, 
     expected = undisturbed(name, workers, world)
     steps = len(stream(expected, 0))
     random = np.random.default_rng([seed, workers, world, *name.encode()])
-    step, moment = int(random.integers(steps // 3, steps - 1)), str(random.choice(training.MOMENTS))
+    first = max(training.EVERY + 1, steps // 3)  # a checkpoint is there
+    step, moment = int(random.integers(first, steps - 1)), str(random.choice(training.MOMENTS))
     if moment == "half saved":
         step -= step % training.EVERY
     rank = int(random.integers(world))

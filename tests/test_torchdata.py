@@ -93,6 +93,15 @@ def test_samplers_with_weights_go_on(workers, method):
             assert name == "fields" or torch.equal(again.sampler.memory.state_dict()[name], value)
 
 
+def test_draws_need_a_snapshot_with_every_batch():
+    whole, states = Training(4, every=4, method=OnlineImportance), []
+    whole.run(1, states=states)
+    again = Training(4, every=4, method=OnlineImportance)
+    again.load(states[5])
+    with pytest.raises(RuntimeError, match=r"^OnlineImportance: the loader must draw 8 batches ahead"):
+        again.run(1)
+
+
 def test_the_same_batches_as_from_torchs_loader():
     plain = Shuffle(N, batch_size=BATCH)
     keys = [list(plain) for _ in range(EPOCHS)]

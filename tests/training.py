@@ -14,6 +14,7 @@ import os
 import signal
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
@@ -231,6 +232,7 @@ def serve() -> None:
         for number, arguments in enumerate(json.loads(line)):
             child = os.fork()
             if child == 0:
+                signal.alarm(300)  # ends one that hangs
                 try:
                     run(arguments)
                     os._exit(0)
@@ -249,6 +251,7 @@ def serve() -> None:
 
 
 if __name__ == "__main__":
+    warnings.filterwarnings("ignore", "This DataLoader will create")  # more workers than there are processors
     parser = argparse.ArgumentParser()
     parser.add_argument("name", nargs="?", choices=CASES)
     parser.add_argument("--folder", type=Path)

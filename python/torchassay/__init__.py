@@ -1,6 +1,6 @@
 """Everything a training loop wants to know about each sample, from one read of its logits."""
 
-from torchassay import data, reference, samplers
+from torchassay import data, labels, reference, samplers
 from torchassay.backends import BackendFallback, backends
 from torchassay.data import Indexed
 from torchassay.ensemble import ensemble_score
@@ -31,6 +31,7 @@ __all__ = [
     "entropy",
     "explain",
     "keep",
+    "labels",
     "log_prob",
     "log_prob_entropy",
     "reference",

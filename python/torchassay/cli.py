@@ -1,4 +1,4 @@
-"""The command line: `torchassay demo | bench | doctor | compare`."""
+"""The command line: `torchassay demo | bench | compare | labels | select | doctor`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 
 import click
 
+from torchassay import labels_command
 from torchassay.compare.command import compare
 
 _DEMO_NEEDS = {"matplotlib": "matplotlib", "sklearn": "scikit-learn"}  # module: package
@@ -115,6 +116,10 @@ def doctor() -> None:
     from torchassay import doctor
 
     click.echo(doctor.report())
+
+
+main.add_command(labels_command.labels)
+main.add_command(labels_command.select)
 
 
 def _timed(speed, dtype: str) -> list:

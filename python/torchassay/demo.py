@@ -83,7 +83,7 @@ def train(digits: Digits, seed: int, epochs: int) -> Findings:
     n = len(digits.given)
     totals = {name: torch.zeros(n) for name in SIGNALS}
     generator = torch.Generator().manual_seed(seed)
-    with _one_thread(), torch.random.fork_rng(devices=[]):  # leaves the caller's random numbers alone
+    with one_thread(), torch.random.fork_rng(devices=[]):  # leaves the caller's random numbers alone
         torch.manual_seed(seed)
         hidden = nn.Linear(digits.images.shape[1], _WIDTH)
         model = nn.Sequential(hidden, nn.ReLU(), nn.Dropout(_DROPOUT), nn.Linear(_WIDTH, CLASSES))
@@ -107,7 +107,7 @@ def train(digits: Digits, seed: int, epochs: int) -> Findings:
 
 
 @contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """So small a network gains nothing from more threads, and its sums come out the same however many there are."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -194,7 +194,11 @@ def _from_torchvision(name: str) -> Data:
     folder = Path.home() / ".cache" / "torchassay"
     arrays = {}
     for part in ("train", "test"):
-        found = kind(folder, train=part == "train", download=True)
+        try:
+            found = kind(folder, train=part == "train", download=True)
+        except (OSError, RuntimeError) as error:
+            expected = f"one that torchvision can get into '{folder}', or a path to an .npz"
+            raise checks.InputValueError(f"compare: data must be {expected}, got '{name}' ({error})") from error
         arrays |= {f"x_{part}": np.asarray(found.data), f"y_{part}": np.asarray(found.targets)}
     return _from_arrays(name, arrays)
 
@@ -206,8 +210,12 @@ def _from_datasets(train: Dataset, test: Dataset) -> Data:
             expected = "map-style data sets with a length"
             raise checks.InputTypeError(f"compare: data must hold {expected}, got {type(dataset).__name__}")
         items = [dataset[i] for i in range(len(dataset))]
-        arrays[f"x_{part}"] = np.stack([np.asarray(item[0]) for item in items])
-        arrays[f"y_{part}"] = np.stack([np.asarray(item[1]) for item in items])
+        inputs, labels = zip(*((np.asarray(item[0]), np.asarray(item[1])) for item in items), strict=True)
+        shapes = {values.shape for values in inputs}
+        if len(shapes) > 1:
+            got = " and ".join(sorted(map(str, shapes)))
+            raise checks.InputValueError(f"compare: data must hold inputs of one shape, got {got}")
+        arrays |= {f"x_{part}": np.stack(inputs), f"y_{part}": np.stack(labels)}
     return _from_arrays(type(train).__name__, arrays)
 
 
@@ -276,6 +284,9 @@ def _check(data: Data) -> None:
     for part, inputs, labels in (("train", data.inputs, data.labels), ("test", data.test_inputs, data.test_labels)):
         for i, (values, like) in enumerate(zip(inputs, data.inputs, strict=True)):
             name = f"x_{part}" if len(inputs) == 1 else f"x_{part}_{i}"
+            if values.dtype not in (torch.uint8, torch.float32) or values.dim() < 2:
+                got = f"{checks.dtype_name(values.dtype)} of shape {tuple(values.shape)}"
+                raise checks.InputValueError(f"compare: {name} must be uint8 or float32 of shape (N, ...), got {got}")
             if len(values) != len(labels) or len(values) < 2:
                 got = f"{len(values)} and {len(labels)}"
                 expected = f"as many samples as y_{part}, at least 2"

@@ -52,7 +52,7 @@ class Folder:
         self.results["about"] = about
 
     def write(self) -> None:
-        text = json.dumps(self.results, indent=1, allow_nan=False)
+        text = json.dumps(self.results, allow_nan=False)
         self._whole("results.json", lambda file: file.write(text.encode()))
 
     def run(self, method: str, seed: int) -> dict | None:

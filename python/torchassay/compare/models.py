@@ -15,7 +15,6 @@ from torchassay import checks
 from torchassay.compare.data import Data
 
 MODELS = ("mlp", "cnn", "resnet")
-_HIDDEN = 256
 _FEATURES = 128
 _SMALL_IMAGE = 28 * 28  # values; larger ones get a residual network
 
@@ -83,7 +82,7 @@ class Residual(nn.Module):
 
 def _mlp(shape: tuple[int, ...]) -> tuple[nn.Module, int]:
     inputs = torch.Size(shape).numel()
-    layers = (nn.Flatten(), nn.Linear(inputs, _HIDDEN), nn.ReLU(), nn.Linear(_HIDDEN, _FEATURES), nn.ReLU())
+    layers = (nn.Flatten(), nn.Linear(inputs, _FEATURES), nn.ReLU(), nn.Linear(_FEATURES, _FEATURES), nn.ReLU())
     return nn.Sequential(*layers), _FEATURES
 
 

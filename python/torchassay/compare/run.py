@@ -120,7 +120,9 @@ def check(data, methods, model, corrupt, epochs, seeds, budget, device, batch_si
             raise checks.InputValueError(f"compare: {name} must be one of {', '.join(known)}, got {value!r}")
     if lr is not None and not 0 < lr < math.inf:
         raise checks.InputValueError(f"compare: lr must be above 0 and finite, got {lr}")
-    every = list(range(seeds)) if isinstance(seeds, int) and not isinstance(seeds, bool) else list(seeds)
+    if isinstance(seeds, bool) or not isinstance(seeds, (int, Sequence)):
+        raise checks.InputTypeError(f"compare: seeds must be an int or a list of ints, got {type(seeds).__name__}")
+    every = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
     if not every or len({*every}) < len(every) or not all(isinstance(seed, int) and seed >= 0 for seed in every):
         raise checks.InputValueError(f"compare: seeds must be different ints of at least 0, at least one, got {every}")
     chosen = methods_of.parse(methods)
@@ -135,7 +137,7 @@ def check(data, methods, model, corrupt, epochs, seeds, budget, device, batch_si
     rate = lr if lr is not None else RATES.get(name, _RATE)
     settings = Settings(problem, make, epochs, budget, batch_size, rate, schedule, place)
     _rehearse(settings, chosen)
-    return Plan(settings, chosen, every, _about(settings, chosen, every, name, corrupt))
+    return Plan(settings, chosen, every, _about(settings, chosen, every, name, corrupt, data))
 
 
 def _device(name: str) -> torch.device:
@@ -183,7 +185,8 @@ def _warm_up(model: nn.Module, inputs: tuple[torch.Tensor, ...], target: torch.T
     optimizer_of(model, 0.0).step()
 
 
-def _about(settings: Settings, chosen: list[methods_of.Method], seeds: list[int], model: str, corrupt) -> dict:
+def _about(settings: Settings, chosen: list[methods_of.Method], seeds: list[int], model: str, corrupt, source) -> dict:
+    """What `results.json` says of a comparison, with the command that repeats it."""
     data = settings.data
     wrong = {"corrupted": data.corrupted, "changed": data.changed}
     facts = {"name": data.name, "train": len(data), "test": len(data.test_labels), "classes": data.classes}
@@ -192,7 +195,8 @@ def _about(settings: Settings, chosen: list[methods_of.Method], seeds: list[int]
     about |= {name: 0 if mask is None else int(mask.sum()) for name, mask in wrong.items()}
     about |= {"model": model, "epochs": settings.epochs, "budget": settings.budget, "batch_size": settings.batch_size}
     about |= {"lr": settings.lr, "schedule": settings.schedule, "device": settings.device.type, "seeds": seeds}
-    words = ["torchassay", "compare", "--data", data.name, "--methods", ",".join(map(str, chosen))]
+    given = str(source) if isinstance(source, (str, os.PathLike)) else data.name
+    words = ["torchassay", "compare", "--data", given, "--methods", ",".join(map(str, chosen))]
     words += ["--corrupt", corrupt] if corrupt else []
     for name in ("model", "epochs", "budget", "batch_size", "lr", "schedule", "device"):
         words += [f"--{name.replace('_', '-')}", str(about[name])]

@@ -267,7 +267,7 @@ class Training:
 
     def counters(self) -> dict:
         spent = {name: value for name, value in self.prepared.items() if name != "irreducible"}
-        return self.way.method.counters() | spent
+        return {name: _finite(value) for name, value in (self.way.method.counters() | spent).items()}
 
     def arrays(self) -> dict[str, np.ndarray]:
         """What a run leaves of every sample."""

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from torchassay import checks
+from torchassay.data import Indexed
 from torchassay.distributed import Replicas
 from torchassay.memory import SampleMemory
 from torchassay.samplers import states
@@ -58,7 +59,8 @@ class CrossEpoch(Sampler):
     `load_state_dict`. A loop that never observes begins an epoch anew after a resume.
 
     torchdata's `StatefulDataLoader` keeps the sampler's state in its own, and loads it when its next iteration begins:
-    `epoch` is not known before. With it, a loop that never observes goes on behind what the loader gave.
+    `epoch` is not known before. With it, a loop that never observes goes on behind what the loader gave. Where its
+    ``snapshot_every_n_steps`` is more than 1, take the state after `observe`; `OnlineImportance` needs it to be 1.
     """
 
     fields: ClassVar[dict[str, str]] = {"loss": "last"}  # of the memory
@@ -77,7 +79,7 @@ class CrossEpoch(Sampler):
         plan_dir: str | os.PathLike | None = None,
     ):
         name = type(self).__name__
-        n = data if isinstance(data, int) else len(data)
+        n = self._samples(data)
         for argument, value, least in (("data", n, 1), ("batch_size", batch_size, 1), ("seed", seed, 0)):
             if isinstance(value, bool) or not isinstance(value, int):
                 raise checks.InputTypeError(f"{name}: {argument} must be an int, got {type(value).__name__}")
@@ -88,6 +90,18 @@ class CrossEpoch(Sampler):
         self._replicas = Replicas(name, rank, num_replicas)
         self._clock = np.zeros(6, np.int64)  # by reference in the state, as all that changes
         self._counters = Counters(reuse=False)
+
+    def _samples(self, data) -> int:
+        """How many samples ``data`` has."""
+        if isinstance(data, int):
+            return data
+        if not hasattr(data, "__len__"):
+            expected = "a data set with a length, or that length"
+            raise checks.InputTypeError(f"{type(self).__name__}: data must be {expected}, got {type(data).__name__}")
+        if self.weighted and not isinstance(data, Indexed):
+            expected = "a torchassay.Indexed, or its length: its keys are pairs of an index and a weight"
+            raise checks.InputTypeError(f"{type(self).__name__}: data must be {expected}, got {type(data).__name__}")
+        return len(data)
 
     # ---- for users
 
@@ -139,8 +153,9 @@ class CrossEpoch(Sampler):
         expected, _ = self._next(name)
         same = len(index) == len(expected)  # an index on a GPU is taken at its word: to look would mean waiting
         if not same or (index.device.type == "cpu" and not np.array_equal(index.numpy(), expected)):
-            want = f"batch {self.position} of the epoch, {_shown(expected)}"
-            raise checks.InputValueError(f"{name}: index must be {want}, got {_shown(index.cpu().numpy())}")
+            want, got = f"batch {self.position} of the epoch, {_shown(expected)}", _shown(index.cpu().numpy())
+            hint = f"the loader must have this sampler, batch_size={self.batch_size}, and each batch is observed once"
+            raise checks.InputValueError(f"{name}: index must be {want}, got {got}; {hint}")
         with self._counters.scoring():
             self._keep(torch.from_numpy(expected.astype(np.int64)), scores)
         self._counters.scored(len(expected))

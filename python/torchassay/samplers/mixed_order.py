@@ -105,7 +105,7 @@ class MixedOrder(Planned):
             raise checks.InputValueError(f"MixedOrder: order must be 'mixed' or 'easy_to_hard', got {order!r}")
         if by not in FIELDS:
             raise checks.InputValueError(f"MixedOrder: by must be one of {', '.join(FIELDS)}, got {by!r}")
-        n = data if isinstance(data, int) else len(data)
+        n = self._samples(data)
         if n > LARGEST:
             raise checks.InputValueError(f"MixedOrder: data must have at most {LARGEST} samples, got {n}")
         self.pivot, self.order, self.by = pivot, order, by

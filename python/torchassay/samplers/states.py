@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import pickle
 import re
 from collections import OrderedDict
 from collections.abc import Callable, ItemsView, Iterator, Mapping
@@ -68,10 +69,14 @@ def load(path: str | os.PathLike) -> dict:
     """What `save` wrote.
 
     Raises:
-        ValueError: the file beside is missing or is not the one that was written.
+        ValueError: not a file of `save`'s, or the file beside it is missing or is not the one that was written.
     """
     path = Path(path)
-    saved = torch.load(path, weights_only=True)
+    try:
+        saved = torch.load(path, weights_only=True)
+    except (pickle.UnpicklingError, EOFError, LookupError, RuntimeError) as error:  # whatever its bytes look like
+        got = f"another file ({type(error).__name__})"
+        raise checks.InputValueError(f"load: {path} must be what save wrote, got {got}") from None
     tensors = saved.get("tensors")
     if tensors is None:
         beside = path.with_name(saved["beside"])
