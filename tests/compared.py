@@ -41,7 +41,7 @@ def run(name, seed, *, corrupt=True, epochs=EPOCHS):
             "test_loss": 0.1,
             "train_loss": 0.2,
             "noise_share": (noise if epoch else 0.25) if corrupt else None,
-            "ess": 1 - 0.02 * (place + epoch) if weighted else 1.0,
+            "ess": 1 - 0.02 * (place + epoch) if weighted else 1 - 1e-12,
         }
         for epoch in range(epochs)
     ]

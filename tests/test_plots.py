@@ -123,6 +123,19 @@ def test_an_error_of_zero_is_drawn(tmp_path):
     assert ax.get_yscale() == "linear" and ax.lines[0].get_ydata()[-1] == 0
 
 
+@pytest.mark.parametrize("best", [0.89, 0.6, 0.3, 0.1, 0.004, 0.0003])
+def test_errors_of_any_range_have_ticks(tmp_path, best):
+    results = compared.build(tmp_path / "out", ("subset",), seeds=1)
+    for run in results["runs"]:
+        for epoch in run["epochs"]:
+            epoch["test_error"] = 0.9 if epoch["epoch"] == 0 else best
+    ax = plots.error_by_backprops(results)
+    ax.figure.draw_without_rendering()
+    low, high = ax.get_ylim()
+    shown = {label.get_text() for label in ax.get_yticklabels() if low <= label.get_position()[1] <= high}
+    assert 3 <= len(shown) <= 12
+
+
 def test_unfinished_runs_are_not_drawn_and_the_shortest_ends_the_mean(few):
     runs = [run for run in few["runs"] if run["method"] == "sgd"]
     results = few | {"runs": [runs[0] | {"epochs": runs[0]["epochs"][:5]}, runs[1], runs[2] | {"done": False}]}
@@ -135,7 +148,7 @@ def test_noise_share_has_the_base_rate_as_a_line(few):
     shown = lines(plots.noise_share(few))
     assert set(shown["base rate (25 %)"].get_ydata()) == {0.25}
     np.testing.assert_allclose(shown["SB, BETA=1"].get_ydata(), [0.25] + 7 * [0.5])
-    np.testing.assert_allclose(shown["SB, BETA=1"].get_xdata(), range(1, 9))
+    np.testing.assert_allclose(shown["SB, BETA=1"].get_xdata(), 200 * np.arange(1, 9))
 
 
 def test_effective_sample_size_shows_the_methods_with_weights(many):

@@ -77,7 +77,8 @@ class Page(HTMLParser):
 
 @pytest.fixture
 def quick(monkeypatch):
-    """Pictures are drawn, but a pixel is saved."""
+    """Pictures are drawn, but a pixel is saved; images of one method."""
+    monkeypatch.setattr(report, "PICTURED", 1)
     monkeypatch.setattr(Figure, "savefig", lambda self, file, **options: file.write(PIXEL))
 
 
@@ -178,7 +179,7 @@ def test_some_seeds_or_none_reach_the_target(tmp_path, quick):
     changed(out, results, change)
     text, page = read(out)
     assert [row[:3] for row in page.tables[0][2:]] == [
-        ["SB, BETA=1", "3.00x (1 of 3 seeds)", "3.00x (1 of 3 seeds)"],
+        ["SB, BETA=1", "3.00x (1 of 3)", "3.00x (1 of 3)"],
         ["SUBSET", "–", "–"],  # noqa: RUF001
     ]
     assert "Never there: SUBSET." in text
@@ -198,6 +199,10 @@ def test_a_run_that_diverged(tmp_path, quick):
     changed(out, results, change)
     row = read(out)[1].tables[0][2]
     assert row[1:4] == ["–", "–", "28.80"]  # noqa: RUF001, the first epoch's error
+    changed(out, results, lambda results: [e.update(test_error=None) for run in results["runs"] for e in run["epochs"]])
+    text, page = read(out)
+    assert [row[1:4] for row in page.tables[0][1:]] == 2 * [["–", "–", "–"]]  # noqa: RUF001
+    assert page.tables[1][1][-1] == "–" and "nan" not in text and "Never there: SBE." in text  # noqa: RUF001
 
 
 def test_one_seed_has_no_interval(tmp_path, quick):
@@ -223,6 +228,21 @@ def test_without_corruption(tmp_path, quick):
     assert "orrupt" not in text and "noise_share" not in text
 
 
+def test_another_budget_and_several_modalities(tmp_path, quick):
+    results = compared.build(tmp_path / "out", seeds=1)
+    text = read(tmp_path / "out")[0]
+    assert "400 samples to train on (1 x 8 x 8, 10 classes), 500 to test with" in text
+
+    def change(results):
+        results["about"]["budget"] = "seconds"
+        results["about"]["data"] |= {"shape": [[1, 8, 4], [6]], "modalities": 2}
+
+    changed(tmp_path / "out", results, change)
+    text = read(tmp_path / "out")[0]
+    assert "(1 x 8 x 4 and 6, 10 classes)" in text
+    assert "Budget, seconds: every run trains for as many seconds as SGD with the same seed takes for 8 epochs." in text
+
+
 def test_without_images(tmp_path, quick):
     compared.build(tmp_path / "out", pictured=False)
     assert "pictures/picked" not in read(tmp_path / "out")[0]
@@ -234,7 +254,7 @@ def test_images_of_the_first_samples_only(tmp_path, quick):
     compared.build(tmp_path / "out")
     np.savez(tmp_path / "out" / "data.npz", images=compared.images()[:50])
     text = read(tmp_path / "out")[0]
-    assert "SBE: what it trained on most and least often" in text
+    assert "SB, BETA=1: what it trained on most and least often" in text
     assert "SGD: what it trained on" not in text  # all as often
 
 
@@ -281,7 +301,8 @@ def test_numbers_of_single_samples_that_are_missing(tmp_path, quick):
     assert not any(f"pictures/{name}.png" in text for name in ("picks", "categories", "picked_0"))
 
 
-def test_every_method_and_its_pictures(tmp_path, quick):
+def test_every_method_and_its_pictures(tmp_path, quick, monkeypatch):
+    monkeypatch.setattr(report, "PICTURED", 4)
     compared.build(tmp_path / "out", compared.NAMES, seeds=2)
     text, page = read(tmp_path / "out")
     assert len(page.tables[0]) == 22

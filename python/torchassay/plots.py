@@ -58,30 +58,26 @@ def error_by_backprops(results: dict, ax: Axes | None = None) -> Axes:
         ValueError: no run has finished.
         TypeError: something else than results or axes.
     """
-    ax = _errors("error_by_backprops", results, ax, "backward")
-    ax.xaxis.set_major_formatter(EngFormatter(sep=""))
-    ax.set_xlabel("back-propagated samples")
-    return ax
+    return _errors("error_by_backprops", results, ax, "backward")
 
 
 def error_by_seconds(results: dict, ax: Axes | None = None) -> Axes:
     """Test error against the time that training, with scoring, had taken by then; else as `error_by_backprops`."""
-    ax = _errors("error_by_seconds", results, ax, "seconds")
-    ax.set_xlabel("seconds of training")
-    return ax
+    return _errors("error_by_seconds", results, ax, "seconds")
 
 
 def noise_share(results: dict, ax: Axes | None = None) -> Axes:
     """The share of corrupted samples among those trained on in each epoch (Hu et al. 2021, Figure 3).
 
-    The dotted line is their share in the training set, which a method that is blind to them would pick. Arguments and
+    An epoch stands where it ends, in back-propagated samples, since methods that drop samples have more epochs. The
+    dotted line is their share in the training set, which a method that is blind to them would pick. Arguments and
     errors as of `error_by_backprops`; ValueError also if nothing was corrupted.
     """
     found = _check("noise_share", results)
     base = summary.base_rate(results)
     if base is None:
         raise checks.InputValueError("noise_share: results must be of corrupted data, got none corrupted")
-    ax = _curves("noise_share", found, ax, "epoch", "noise_share", (base, f"base rate ({100 * base:.3g} %)"))
+    ax = _curves("noise_share", found, ax, "backward", "noise_share", (base, f"base rate ({100 * base:.3g} %)"))
     ax.yaxis.set_major_formatter(_percent)
     ax.set_ylabel("corrupted among the picks (%)")
     return ax
@@ -90,13 +86,13 @@ def noise_share(results: dict, ax: Axes | None = None) -> Axes:
 def effective_sample_size(results: dict, ax: Axes | None = None) -> Axes:
     """What a batch's weights leave of its size, (sum of w)^2 / (n sum of w^2), the mean over each epoch's batches.
 
-    It is 1 for equal weights; the dotted line is that of all methods that never give others. Arguments and errors as of
-    `error_by_backprops`.
+    It is 1 for equal weights; the dotted line is that of all methods that never give others. Epochs stand as in
+    `noise_share`, arguments and errors are those of `error_by_backprops`.
     """
     found = _check("effective_sample_size", results)
-    weighted = [not np.all(summary.curve(method, "ess") == 1) for method in found]
+    weighted = [summary.weighted(method) for method in found]
     line = 1.0, f"equal weights ({len(found) - sum(weighted)})"
-    ax = _curves("effective_sample_size", found, ax, "epoch", "ess", line, weighted)
+    ax = _curves("effective_sample_size", found, ax, "backward", "ess", line, weighted)
     ax.set(ylabel="effective sample size / batch", ylim=(0, 1.05))
     return ax
 
@@ -138,8 +134,7 @@ def categories(
         ax.scatter(uncertainty[kind], loss[kind], label=f"{label})", **look)
     ax.axhline(cuts[0], color=rcParams["text.color"], linewidth=0.8, linestyle=":")
     ax.axvline(cuts[1], color=rcParams["text.color"], linewidth=0.8, linestyle=":")
-    if loss[known].min() > 0:
-        _log(ax)
+    _log(ax, loss[known])
     ax.set(xlabel="uncertainty (nats)", ylabel="loss (nats)")
     for handle in _legend(ax).get_legend().legend_handles:
         handle.set(alpha=1, sizes=[30])
@@ -276,7 +271,7 @@ def _curves(
     for place, (method, (colour, dashes, marker)) in enumerate(zip(found, _looks(len(found)), strict=True)):
         if not shown[place]:
             continue
-        xs, ys = summary.curve(method, x) + (x == "epoch"), summary.curve(method, y)
+        xs, ys = summary.curve(method, x), summary.curve(method, y)
         look = {"color": colour, "linestyle": dashes, "zorder": 3 if place == 0 else 2}
         if len(found) <= FEW and len(xs) > 1:
             ax.plot(xs.T, ys.T, linewidth=0.6, alpha=0.5, **look)
@@ -286,10 +281,9 @@ def _curves(
         ax.plot(xs.mean(0), ys.mean(0), label=_plain(method.title), linewidth=width, **look)
     if line:
         ax.axhline(line[0], color=rcParams["text.color"], linewidth=1, linestyle=":", label=_plain(line[1]))
-    if x == "epoch":
-        longest = max(summary.curve(method, x).shape[1] for method in found)
-        ax.set(xlabel="epoch", xlim=(0.7, longest + 0.3))
-        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if x == "backward":
+        ax.xaxis.set_major_formatter(EngFormatter(sep=""))
+    ax.set_xlabel({"backward": "back-propagated samples", "seconds": "seconds of training"}[x])
     ax.grid(alpha=0.25)
     return _legend(ax)
 
@@ -302,17 +296,19 @@ def _errors(function: str, results: dict, ax: Axes | None, x: str) -> Axes:
             aim = np.mean([summary.target(run) for run in method.runs.values()])
             line = float(aim), f"{summary.FACTOR:g} x best of {method.title}"
     ax = _curves(function, found, ax, x, "test_error", line)
-    if not any(np.any(np.less_equal(line.get_ydata(), 0)) for line in ax.lines):
-        _log(ax)
+    _log(ax, np.concatenate([line.get_ydata() for line in ax.lines]))
     ax.yaxis.set_major_formatter(_percent)
     ax.set_ylabel("test error (%)")
     return ax
 
 
-def _log(ax: Axes) -> None:
+def _log(ax: Axes, values: np.ndarray) -> None:
+    """A logarithmic scale, if the values are such that it has enough ticks."""
+    low, high = np.fmin.reduce(values), np.fmax.reduce(values)  # NaN without any
+    if not 0 < 2 * low < high:
+        return
     ax.set_yscale("log")
-    low, high = ax.get_ylim()
-    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high > 5 * low else (1, 1.5, 2, 3, 4, 5, 6, 8)))
+    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high > 8 * low else (1, 1.5, 2, 3, 4, 5, 6, 8)))
     ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     ax.yaxis.set_minor_formatter(NullFormatter())
 

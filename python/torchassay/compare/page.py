@@ -64,7 +64,7 @@ th:first-child, td:first-child { position: sticky; left: 0; background: inherit;
 figure { margin: 1.8rem 0; }
 img { display: block; width: 100%; max-width: 36rem; height: auto; }
 figcaption, footer { color: var(--faint); font-size: 0.9rem; }
-pre { padding: 0.7rem; background: var(--band); white-space: pre-wrap; }
+pre { padding: 0.7rem; background: var(--band); overflow-x: auto; }
 """
 
 

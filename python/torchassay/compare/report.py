@@ -26,7 +26,7 @@ PICTURED = 4  # methods whose most and least picked images are shown
 DASH = "–"  # noqa: RUF001, the paper's sign for an error that is never reached
 BUDGETS = {
     "backprops": "every run ends once it has back-propagated as many samples as {epochs} epochs hold, {samples:,}",
-    "seconds": "every run trains for as long as plain training takes for {epochs} epochs",
+    "seconds": "every run trains for as many seconds as SGD with the same seed takes for {epochs} epochs",
     "epochs": "every run goes {epochs} times through the data, however few of them it trains on",
 }
 
@@ -94,7 +94,8 @@ def _parts(out: Path, results: dict) -> Iterator[page.Part]:
 
 def _setting(results: dict) -> str:
     about, data = results["about"], results["about"]["data"]
-    shape = " x ".join(map(str, data["shape"]))
+    shapes = [data["shape"]] if data["modalities"] == 1 else data["shape"]
+    shape = " and ".join(" x ".join(map(str, shape)) for shape in shapes)
     return (
         f"{data['name']}: {data['train']:,} samples to train on ({shape}, {data['classes']} classes), {data['test']:,} "
         f"to test with; model {about['model']}, batches of {about['batch_size']}; {about['machine']}, "
@@ -173,13 +174,12 @@ def _costs(rows: list[Row]) -> page.Table:
     found = []
     for row in rows:
         runs = row.method.runs.values()
-        last = {
-            name: np.mean([summary.values(run, name)[-1] for run in runs])
-            for name in ("forward", "backward", "seconds", "test_error")
-        }
         epochs = np.mean([len(run["epochs"]) for run in runs])
-        numbers = f"{last['forward']:,.0f}", f"{last['backward']:,.0f}", f"{last['seconds']:,.1f}"
-        found.append((row.method.title, f"{epochs:g}", *numbers, f"{100 * last['test_error']:.2f}"))
+        columns = ("forward", "backward", "seconds", "test_error")
+        *numbers, error = (summary.interval(summary.values(run, name)[-1] for run in runs) for name in columns)
+        forward, backward, seconds = (each.mean for each in numbers)
+        spent = f"{epochs:.3g}", f"{forward:,.0f}", f"{backward:,.0f}", f"{seconds:,.1f}"
+        found.append((row.method.title, *spent, _percent(error._replace(half=math.nan))))
     return page.Table(head, found)
 
 
@@ -192,15 +192,19 @@ def _rules(rows: list[Row], results: dict) -> Iterator[str]:
             "Speed-up, in back-propagated samples and in seconds: what SGD spends until the end of the first epoch "
             f"with a test error of at most {summary.FACTOR:g} times its own best, divided by what the method spends "
             "until its first such epoch (Hu et al. 2021, section 3.2); seed by seed, then the mean of the seeds that "
-            f"get there. {DASH}: none does."
+            f"get there. If not all do, their number follows, and the mean flatters; {DASH}: none does."
         )
     yield "Best error: the least test error after any epoch, chosen by the test set itself, as in the paper."
-    yield "Seconds: training with all scoring, without evaluation, on this machine."
+    yield (
+        "Seconds: training with all scoring, without evaluation, on this machine. What comes before the first epoch "
+        "(RHO-Loss trains two other models) is counted nowhere."
+    )
     if len(seeds) > 1:
         yield (
             f"±: half the width of the {100 * summary.LEVEL:g} % interval for the mean over the seeds "
             f"({', '.join(map(str, seeds))}): Student's t, one degree of freedom fewer than seeds, by its exact "
-            "distribution. It covers what chance does to training, not what other data would."
+            "distribution. The data are the same for all seeds, so it covers what chance does to "
+            "training, not what other data would."
         )
     else:
         yield f"One seed ({', '.join(map(str, seeds))}), so there is no interval: differences may be chance."
@@ -225,7 +229,7 @@ def _pictures(out: Path, rows: list[Row], results: dict, arrays: dict[str, dict]
     if summary.base_rate(results) is not None:
         caption = f"Corrupted samples among those trained on, epoch by epoch{mean}."
         yield _picture(caption, "noise_share", plots.noise_share, results)
-    if any(np.any(summary.curve(row.method, "ess") != 1) for row in rows):
+    if any(summary.weighted(row.method) for row in rows):
         caption = f"What the weights leave of a batch's size{mean}."
         yield _picture(caption, "effective_sample_size", plots.effective_sample_size, results)
     counts = {row.method.title: arrays[row.method.name]["picks"] for row in rows if row.method.name in arrays}
@@ -300,16 +304,16 @@ def _percent(found: Interval) -> str:
 
 
 def _of(row: Row, found: Speedup) -> str:
-    return "1x" if row.method.name == summary.BASELINE else _speedup(found)
+    return "1x" if row.method.name == summary.BASELINE and found.factor.count else _speedup(found)
 
 
 def _speedup(found: Speedup) -> str:
-    """With the number of seeds, if they are not all that it could be."""
+    """With the number of seeds that it is the mean of, if some don't get there."""
     factor = found.factor
     if not factor.count:
         return DASH
     half = "" if math.isnan(factor.half) else f" ± {factor.half:.2f}"
-    some = f" ({factor.count} of {found.seeds} seeds)" if factor.count < found.seeds else ""
+    some = f" ({factor.count} of {found.seeds})" if factor.count < found.seeds else ""
     return f"{factor.mean:.2f}x{half}{some}"
 
 

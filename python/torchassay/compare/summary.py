@@ -67,6 +67,11 @@ def curve(method: Method, column: str) -> np.ndarray:
     return np.stack([row[: min(map(len, found))] for row in found])
 
 
+def weighted(method: Method) -> bool:
+    """Whether its batches ever had weights that differ, rounding aside."""
+    return bool(np.any(np.abs(curve(method, "ess") - 1) > 1e-6))
+
+
 def base_rate(results: dict) -> float | None:
     """The share of corrupted samples in the training set; None without corruption."""
     about = results["about"]
