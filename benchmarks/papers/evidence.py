@@ -35,7 +35,7 @@ class Methods:
 
     def numbers(self, name: str, of: Callable[[dict], float]) -> Numbers:
         runs = self._found[name].runs if name in self._found else {}
-        values = {seed: of(run) for seed, run in runs.items()}
+        values = {seed: float(of(run)) for seed, run in runs.items()}
         return {seed: value for seed, value in values.items() if not math.isnan(value)}
 
     def best(self, name: str, column: str = "test_error", scale: float = 100.0) -> Numbers:
@@ -143,7 +143,7 @@ def everywhere(text: str, parts: dict[str, Claim]) -> Claim:
     close = [name for name, part in parts.items() if part.holds and part.unsure]
     details = [f"in {len(parts) - len(wrong)} of {len(parts)}"]
     details += [f"not with {'; '.join(wrong)}"] if wrong else []
-    details += [f"by no more than chance explains with {', '.join(close)}"] if close else []
+    details += [f"within what chance explains with {', '.join(close)}"] if close else []
     return Claim(text, not wrong, "; ".join(details), bool(close))
 
 

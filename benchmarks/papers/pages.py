@@ -34,7 +34,7 @@ def markdown(paper: ModuleType, results: dict[str, dict], quick: bool = False) -
         parts.append("**A quick run: it shows that the study runs, and its numbers say nothing.**")
     parts += [_made(results), f"```\n{_command(paper.NAME, quick)}\n```", f"**Data.** {page.data}"]
     parts.append("\n".join(f"- {note}" for note in page.notes))
-    parts.append(f"## Claims\n\n{verdicts(page.claims)}\n\n" + "\n".join(map(line, page.claims)))
+    parts.append(f"## Claims\n\n{verdicts(page.claims).capitalize()}.\n\n" + "\n".join(map(line, page.claims)))
     parts.append(
         "## Numbers\n\n± is half the width of the 95 % interval for the mean over seeds (Student's t); a claim is "
         "judged by means, and its sentence says where chance could have made the difference. – means: never."  # noqa: RUF001
@@ -50,8 +50,9 @@ def line(claim: Claim) -> str:
 def verdicts(claims: Iterable[Claim]) -> str:
     """How many there are of each."""
     found = [claim.verdict for claim in claims]
-    counts = ((verdict, found.count(verdict)) for verdict in (HOLDS, FAILS, UNKNOWN))
-    return f"{len(found)} claims: " + ", ".join(f"{count} {verdict}" for verdict, count in counts if count)
+    many = {HOLDS: "hold", FAILS: "do not reproduce here", UNKNOWN: UNKNOWN}
+    counts = ((found.count(verdict), verdict, plural) for verdict, plural in many.items())
+    return ", ".join(f"{count} {verdict if count == 1 else plural}" for count, verdict, plural in counts if count)
 
 
 def index(papers: Iterable[tuple[ModuleType, dict[str, dict]]]) -> str:
