@@ -10,7 +10,7 @@ import pytest
 import torch
 import torchassay
 from click.testing import CliRunner
-from torchassay import speed
+from torchassay import demo, speed
 from torchassay.cli import main
 
 SMALL = ((64, 10), (64, 1000), (3, 50257))
@@ -23,6 +23,7 @@ def run(*arguments):
 @pytest.fixture
 def small(monkeypatch):
     monkeypatch.setattr(speed, "SHAPES", SMALL)
+    monkeypatch.setattr(demo, "_CONTEST_EPOCHS", 4)
 
 
 def rows(output):
@@ -165,7 +166,10 @@ def test_demo(small, tmp_path):
     result = run("demo", "--out", tmp_path / "new" / "demo")
     assert result.exit_code == 0, result.output
     written = sorted(path.name for path in (tmp_path / "new" / "demo").iterdir())
-    assert written == ["loss_vs_entropy.png", "scores.csv", "worst_16.png"]
+    assert written == ["loss_vs_entropy.png", "noise_share.png", "scores.csv", "worst_16.png"]
+    line = r"(\d+)% of what Selective-Backprop picks by the loss is corrupted, by the entropy (\d+)%"
+    picks = re.search(line, result.output)
+    assert int(picks[1]) > 60 and abs(int(picks[2]) - 50) <= 6
     assert "training: 100%" in result.output
     hits, share = re.search(r"among the 287 most suspicious: (\d+) \((.*)%\)", result.output).groups()
     assert int(hits) >= 0.85 * 287

@@ -78,6 +78,9 @@ def demo(out: Path, seed: int, epochs: int) -> None:
     except OSError as error:
         raise _Stop(f"could not write to '{out}': {error.strerror or error}") from error
     click.echo(f"written: {', '.join(map(str, written))}")
+    click.echo("\nWhom Selective-Backprop picks where half of the labels are random\n")
+    contest = demo.contest(out, seed)
+    click.echo(f"{contest}\nwritten: {out / 'noise_share.png'}")
     click.echo(f"\nSpeed on this machine ({doctor.machine()})\n")
     results = _timed(speed, "float32")
     click.echo(f"\nIn five lines ({time.perf_counter() - start:.0f} s in all)\n")

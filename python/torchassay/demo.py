@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -30,6 +31,7 @@ _DROPOUT = 0.5  # keeps so small a network from learning the wrong labels by hea
 _RATE = 3e-3
 _BLUE, _VERMILLION = "#0072B2", "#D55E00"  # of Okabe and Ito, told apart by colour-blind readers
 _DPI = 120
+_CONTEST_EPOCHS = 20
 
 
 class Digits(NamedTuple):
@@ -206,6 +208,37 @@ def _csv(digits: Digits, found: Findings, path: Path) -> None:
             facts = (column[i].item() for column in (digits.index, digits.given, digits.true, found.belief))
             means = (f"{getattr(found.scores, name)[i].item():.6g}" for name in SIGNALS)
             writer.writerow((rank, *facts, int(digits.flipped[i]), *means))
+
+
+def contest(folder: Path, seed: int) -> str:
+    """Selective-Backprop by the loss and by the entropy, half of the labels drawn anew: whom each picks, as a picture
+    in ``folder`` and a line."""
+    from matplotlib.figure import Figure
+
+    from torchassay import plots
+    from torchassay.compare import run
+
+    plan = run.check("digits", "sgd,sb,sbe", corrupt="labels:0.5", epochs=_CONTEST_EPOCHS, seeds=[seed], device="cpu")
+    with tempfile.TemporaryDirectory() as runs:
+        results = run.train(plan, runs)
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = plots.noise_share(results, figure.add_subplot())
+    axes.set_title("Whom Selective-Backprop picks where half of the labels are random")
+    figure.savefig(folder / "noise_share.png", dpi=_DPI)
+    share, error = ({run["method"]: of(run) for run in results["runs"]} for of in (_picked_noise, _best_error))
+    return (
+        f"With half of the labels drawn anew, {share['sb']:.0%} of what Selective-Backprop picks by the loss is "
+        f"corrupted, by the entropy {share['sbe']:.0%}; their best test errors are {error['sb']:.1%} and "
+        f"{error['sbe']:.1%}, plain training's {error['sgd']:.1%}."
+    )
+
+
+def _picked_noise(run: dict) -> float:
+    return run["counters"]["noise_share"]
+
+
+def _best_error(run: dict) -> float:
+    return min(record["test_error"] for record in run["epochs"])
 
 
 def closing(digits: Digits, found: Findings, speed: Sequence[Result]) -> list[str]:
