@@ -7,7 +7,7 @@ SOURCES := setup.py CMakeLists.txt $(wildcard csrc/*.* csrc/*/*.*)
 CPP := $(wildcard csrc/*.* csrc/*/*.* tests/*/*.h tests/*/*.cpp)
 PY := setup.py python triton_kernels tests benchmarks
 
-.PHONY: demo test stress bench lint format gpu clean
+.PHONY: demo test stress bench lint format gpu browser clean
 
 demo: $(VENV)/built
 	$(BIN)/torchassay demo
@@ -35,6 +35,11 @@ format: $(VENV)/installed
 # On a machine with an NVIDIA GPU and torch already there: no virtual environment, no network. QUICK=1: 5 minutes.
 gpu:
 	QUICK=$(QUICK) $(PYTHON) benchmarks/gpu.py
+
+# For the test that opens a report, which skips without one: Debian's headless Chromium, as root; 12 seconds.
+browser:
+	command -v chromium-headless-shell || timeout 300 sh -c "apt-get update -q && \
+		apt-get install -y -q --no-install-recommends chromium-headless-shell"
 
 clean:
 	rm -rf $(VENV) build demo python/*.egg-info python/torchassay/_native*.so

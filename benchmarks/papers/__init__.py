@@ -1,0 +1,1 @@
+"""The papers' claims, tried at a size for a laptop."""
