@@ -64,7 +64,11 @@ def test_every_method_learns_within_the_budget(tmp_path, reports):
         if name != "low":  # which gives some of what is back-propagated weight 0
             assert last["backward"] - len(entry["epochs"]) <= picks.sum() <= last["backward"], name
         share = picks[arrays["corrupted"]].sum() / picks.sum()
-        assert share == pytest.approx(entry["counters"]["noise_share"], abs=0.02), name
+        assert share == pytest.approx(entry["counters"]["noise_share"]), name
+        spent = np.diff([0, *(record["backward"] for record in entry["epochs"])])
+        by_epoch = np.dot(spent, [record["noise_share"] or 0 for record in entry["epochs"]]) / spent.sum()
+        assert share == pytest.approx(by_epoch, abs=0.02), name
+        assert entry["counters"]["reuse"] == np.bincount(picks.clip(max=10), minlength=11).tolist()
         assert 0 <= last["noise_share"] <= 1 and 0 < last["ess"] <= 1 + 1e-6
         for array in ("loss", "entropy", "target_margin", "loss_last"):
             np.testing.assert_array_equal(np.isnan(arrays[array]), picks == 0)

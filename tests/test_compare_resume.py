@@ -25,7 +25,7 @@ ARGUMENTS = [
     "--corrupt",
     "labels:0.25",
     "--epochs",
-    "25",
+    "12",
     "--seeds",
     "1",
     "--batch-size",
@@ -57,7 +57,7 @@ def dying(monkeypatch):
 def test_every_method_goes_on(modalities, tmp_path, dying):
     data = comparing.data(modalities)
     chosen = every_name() if modalities == 1 else "bss-h:t_grow=8,bss-l"
-    options = {"epochs": 3, "corrupt": "labels:0.2"}
+    options = {"epochs": 2, "corrupt": "labels:0.2"}
     for method in chosen.split(","):
         with pytest.raises(Killed):
             mine(data, method, tmp_path / "stopped", resume=True, **options)

@@ -17,6 +17,7 @@ import torchassay as ta
 from torchassay import samplers
 from torchassay.compare.data import Batches, Data
 from torchassay.compare.methods import Method, Setup, Step
+from torchassay.samplers.counters import REUSE_BINS
 from torchassay.samplers.in_step import evaluating
 
 BUDGETS = ("backprops", "seconds", "epochs")
@@ -137,13 +138,8 @@ class Training:
 
     def begin(self) -> None:
         """Before the first epoch."""
-        self._make()
-        self.way.start(self.model, self._outputs)
-
-    def _make(self) -> None:
         self.way = self._method.made(self._setup)
-        if self.data.corrupted is not None:
-            self.way.method.track(self.data.corrupted)
+        self.way.start(self.model, self._outputs)
 
     def epoch(self, told: Callable[[float], None]) -> None:
         """One pass through the data, or what the budget leaves of it; ``told`` hears of the progress."""
@@ -266,8 +262,14 @@ class Training:
     # ---- what is kept
 
     def counters(self) -> dict:
-        spent = {name: value for name, value in self.prepared.items() if name != "irreducible"}
-        return {name: _finite(value) for name, value in (self.way.method.counters() | spent).items()}
+        """The method's own, with what the whole run went through and picked."""
+        picks = self.tallies.arrays["picks"]
+        found = self.way.method.counters() | {"forward_items": self.forward, "backward_items": self.backward}
+        found["reuse"] = np.bincount(np.minimum(picks, REUSE_BINS - 1), minlength=REUSE_BINS).tolist()
+        if self.data.corrupted is not None:
+            found["noise_share"] = float(picks[self.data.corrupted.numpy()].sum() / max(1, picks.sum()))
+        found |= {name: value for name, value in self.prepared.items() if name != "irreducible"}
+        return {name: _finite(value) for name, value in found.items()}
 
     def arrays(self) -> dict[str, np.ndarray]:
         """What a run leaves of every sample."""
@@ -292,7 +294,7 @@ class Training:
         """From a `state`."""
         for name in ("forward", "backward", "seconds", "limit", "records", "prepared"):
             setattr(self, name, state[name])
-        self._make()
+        self.way = self._method.made(self._setup)
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.way.method.load_state_dict(state["method"])
