@@ -11,8 +11,7 @@ TOPIC = "Sampling methods on digits, {}, mean of 5 seeds"
 
 @pytest.mark.parametrize(("noise", "what"), [(0.0, "right labels"), (0.25, "a quarter of the labels drawn anew")])
 def test_on_digits(record, noise, what):
-    rows = digits.compare(list(digits.METHODS), SEEDS, noise)
-    for row in rows:
+    for row in digits.compare(SEEDS, noise):
         record(TOPIC.format(what), row)
-        if noise == 0:
+        if noise == 0 and "subset" not in row["method"]:  # half of the digits, ever
             assert float(row["points over sgd"].split()[0]) > -1, row

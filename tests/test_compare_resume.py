@@ -98,12 +98,13 @@ def test_sigkill(tmp_path, reports):  # noqa: F811
         assert process.wait() == -signal.SIGKILL
     before = json.loads((out / "results.json").read_text())["runs"]
     assert not before[-1]["done"] or len(before) < 3
-    assert not list(out.glob("*.partial")) or (out / "results.json").exists()
+    (out / "results.json.1.partial").write_text("{")
     again = CliRunner().invoke(main, ["compare", *arguments, "--out", str(out), "--resume"])
     whole = CliRunner().invoke(main, ["compare", *arguments, "--out", str(tmp_path / "whole")])
     assert again.exit_code == whole.exit_code == 0, again.output
     found = [json.loads((tmp_path / name / "results.json").read_text()) for name in ("killed", "whole")]
     assert without_seconds(found[0]) == without_seconds(found[1])
+    assert not list(out.rglob("*.partial"))
     kept = [record["seconds"] for record in before[-1]["epochs"]]
     resumed = next(entry for entry in found[0]["runs"] if entry["method"] == before[-1]["method"])
     assert [record["seconds"] for record in resumed["epochs"][: len(kept)]] == kept  # these were not trained anew

@@ -24,7 +24,7 @@ class Seeds(click.ParamType):
             self.fail(f"'{value}' is neither a number of seeds nor a list such as 0,1,2.", parameter, context)
 
 
-@click.command(short_help="Train by several methods at an equal budget; report who reached and picked what.")
+@click.command(short_help="Methods against each other, at an equal budget.")
 @click.option("--data", required=True, help="digits, mnist, cifar10 or PATH.npz with x_train, y_train, x_test, y_test.")
 @click.option("--methods", required=True, help="Names with options, see below: sgd,sb:beta=1,sbe,vr:pool=3.")
 @click.option("--corrupt", metavar="KIND:SHARE", help="labels, shuffle or gauss, as labels:0.25.")

@@ -37,6 +37,8 @@ class Folder:
         (self.path / "state").mkdir(exist_ok=True)
         with tempfile.TemporaryFile(dir=self.path):
             pass
+        for partial in self.path.rglob("*.partial"):  # of a process that was killed
+            partial.unlink()
         written = self.path / "results.json"
         if written.exists() and not resume:
             expected = "a new folder, or one to go on in (--resume)"

@@ -9,6 +9,7 @@ import os
 import platform
 import shlex
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -95,7 +96,28 @@ def compare(
         ValueError, TypeError: an argument that does not fit, before any training; one line.
         OSError: ``out`` cannot be written to. What was written is whole, and can be resumed.
     """
-    plan = check(data, methods, model, corrupt, epochs, seeds, budget, device, batch_size, lr, schedule)
+    plan = check(
+        data,
+        methods,
+        model=model,
+        corrupt=corrupt,
+        epochs=epochs,
+        seeds=seeds,
+        budget=budget,
+        device=device,
+        batch_size=batch_size,
+        lr=lr,
+        schedule=schedule,
+    )
+    results = train(plan, out, resume, progress)
+    from torchassay.compare import report
+
+    report.write(Path(out))
+    return results
+
+
+def train(plan: Plan, out: str | os.PathLike, resume: bool = False, progress: bool = True) -> dict:
+    """All runs of a comparison, without a report."""
     folder = Folder(out)
     folder.open(plan.about, resume)
     folder.thumbnails(plan.settings.data.thumbnails())
@@ -104,13 +126,23 @@ def compare(
     with one_thread(small), torch.random.fork_rng(devices=cuda):
         _train_all(plan, folder, progress)
     folder.close()
-    from torchassay.compare import report
-
-    report.write(folder.path)
     return folder.results
 
 
-def check(data, methods, model, corrupt, epochs, seeds, budget, device, batch_size, lr, schedule) -> Plan:
+def check(
+    data,
+    methods,
+    *,
+    model=None,
+    corrupt=None,
+    epochs=20,
+    seeds=(0,),
+    budget="backprops",
+    device="auto",
+    batch_size=64,
+    lr=None,
+    schedule="constant",
+) -> Plan:
     """Everything that can be wrong is found here; the arguments are those of `compare`."""
     for name, value in (("epochs", epochs), ("batch_size", batch_size)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
