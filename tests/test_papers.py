@@ -246,9 +246,8 @@ def data(n=60):
 
 
 def test_the_rate_is_halved_twice_and_weights_decay():
-    comparison = study.Comparison("x", data(), "sgd", 6, [0], lr=1e-3, training=trimming.Fassold)
-    settings = study.check(comparison.data, "sgd", "mlp", None, 6, [0], "epochs", "cpu", 32, 1e-3, "constant")
-    training, rates = trimming.Fassold(settings.methods[0], 0, settings.settings), []
+    plan = study.running.check(data(), "sgd", epochs=6, budget="epochs", device="cpu", batch_size=32, lr=1e-3)
+    training, rates = trimming.Fassold(plan.methods[0], 0, plan.settings), []
     training.begin()
     while not training.done:
         training.epoch(lambda share: None)

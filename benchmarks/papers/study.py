@@ -13,10 +13,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torchassay.compare import Data, compare
+from torchassay.compare import Data
+from torchassay.compare import run as running
 from torchassay.compare.data import load
 from torchassay.compare.folder import Folder, arrays_name
-from torchassay.compare.run import check
 from torchassay.compare.training import Training, one_thread
 
 QUICK = {"samples": 300, "epochs": 2, "seeds": 2}
@@ -62,19 +62,18 @@ class Comparison(NamedTuple):
     model: str = "mlp"
     batch_size: int = 64
     lr: float | None = None
-    training: type[Training] = Training  # another one is trained by itself, as `compare` knows but this
+    training: type[Training] = Training  # of another kind than that of `compare`
 
     def train(self, folder: Path) -> None:
         """All runs that are not there yet."""
         arguments = {name: getattr(self, name) for name in ("corrupt", "model", "epochs", "seeds", "batch_size", "lr")}
+        plan = running.check(self.data, self.methods, **arguments, budget="epochs", device="cpu")
         if self.training is Training:
-            arguments |= {"budget": "epochs", "device": "cpu", "out": folder / self.name, "resume": True}
-            compare(self.data, self.methods, **arguments)
+            running.train(plan, folder / self.name, resume=True)
         else:
-            self._train(folder / self.name, arguments)
+            self._train(plan, folder / self.name)
 
-    def _train(self, path: Path, arguments: dict) -> None:
-        plan = check(self.data, self.methods, **arguments, budget="epochs", device="cpu", schedule="constant")
+    def _train(self, plan: running.Plan, path: Path) -> None:
         folder = Folder(path)
         folder.open(plan.about, resume=True)
         for seed in plan.seeds:
