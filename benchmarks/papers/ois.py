@@ -31,13 +31,13 @@ class RandomPruning(samplers.OnlineImportance):
         super()._prune(np.random.default_rng([self.seed, self.epoch, _TAG]).random(len(importance), np.float32))
 
 
-methods.KINDS["random-pruning"] = methods.KINDS["ois"]._replace(title="OIS, random pruning", make=RandomPruning)
+CONTROL = {"random-pruning": methods.KINDS["ois"]._replace(title="OIS, random pruning", make=RandomPruning)}
 
 
 def comparisons(place: Place) -> list[Comparison]:
     names = [*TITLES, *(name for share in SHARES for name in _pruned(share))]
     shared = {"epochs": place.epochs(10), "seeds": place.seeds(3), "batch_size": 128, "lr": 1e-3}
-    return [Comparison("mnist", mnist(place), ",".join(names), **shared, training=Adam)]
+    return [Comparison("mnist", mnist(place), ",".join(names), **shared, training=Adam, kinds=CONTROL)]
 
 
 def more(place: Place, folder: Path) -> None:

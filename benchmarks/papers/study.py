@@ -5,15 +5,16 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import ModuleType
+from types import MappingProxyType, ModuleType
 from typing import NamedTuple
+from unittest import mock
 
 import numpy as np
 import torch
 from torch import Tensor
-from torchassay.compare import Data
+from torchassay.compare import Data, methods
 from torchassay.compare import run as running
 from torchassay.compare.data import load
 from torchassay.compare.folder import Folder, arrays_name
@@ -63,15 +64,17 @@ class Comparison(NamedTuple):
     batch_size: int = 64
     lr: float | None = None
     training: type[Training] = Training  # of another kind than that of `compare`
+    kinds: Mapping[str, methods.Kind] = MappingProxyType({})  # methods that this comparison alone has
 
     def train(self, folder: Path) -> None:
         """All runs that are not there yet."""
         arguments = {name: getattr(self, name) for name in ("corrupt", "model", "epochs", "seeds", "batch_size", "lr")}
-        plan = running.check(self.data, self.methods, **arguments, budget="epochs", device="cpu")
-        if self.training is Training:
-            running.train(plan, folder / self.name, resume=True)
-        else:
-            self._train(plan, folder / self.name)
+        with mock.patch.dict(methods.KINDS, self.kinds):
+            plan = running.check(self.data, self.methods, **arguments, budget="epochs", device="cpu")
+            if self.training is Training:
+                running.train(plan, folder / self.name, resume=True)
+            else:
+                self._train(plan, folder / self.name)
 
     def _train(self, plan: running.Plan, path: Path) -> None:
         folder = Folder(path)

@@ -274,7 +274,8 @@ class Training:
     def arrays(self) -> dict[str, np.ndarray]:
         """What a run leaves of every sample."""
         data = self.data
-        found = self.tallies.means() | {"given": data.labels.numpy()}
+        nothing = np.zeros(len(data), bool)
+        found = self.tallies.means() | {"given": data.labels.numpy(), "corrupted": nothing, "changed": nothing}
         if isinstance(self.way.method, samplers.MixedOrder) and "uncertainty" in self.way.method.fields:
             found["uncertainty"] = self.way.method.memory["uncertainty"].numpy()
         known = {"true": data.true, "corrupted": data.corrupted, "changed": data.changed}

@@ -1,0 +1,27 @@
+"""From the command to the page: real trainings, the real report."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from click.testing import CliRunner
+from torchassay.cli import main
+
+pytest.importorskip("sklearn")
+pytest.importorskip("matplotlib")
+
+
+@pytest.mark.parametrize("corrupt", [None, "labels:0.5"])
+def test_a_comparison_ends_with_its_page(tmp_path, corrupt):
+    arguments = ["compare", "--data", "digits", "--methods", "sgd,sb,mombs:pivot=0", "--epochs", "3", "--seeds", "2"]
+    arguments += ["--corrupt", corrupt] if corrupt else []
+    result = CliRunner().invoke(main, [*arguments, "--out", str(tmp_path)])
+    assert result.exit_code == 0, result.output
+    assert f"6 runs in {tmp_path}: results.json, report.md, report.html" in result.output
+    page, text = ((tmp_path / name).read_text() for name in ("report.html", "report.md"))
+    assert ("corrupted picks" in text) == (corrupt is not None)
+    assert "SB" in text and "MoMBS" in text and page.rstrip().endswith("</html>")
+    runs = json.loads((tmp_path / "results.json").read_text())["runs"]
+    share = {run["method"]: run["counters"].get("noise_share") for run in runs}
+    assert share["sb"] > 0.55 if corrupt else share["sb"] in (None, 0.0)
