@@ -29,7 +29,8 @@ if DEVICE != "cpu":
     )
     HOW += "\n\nA quick run: few shapes." if QUICK else ""
 
-_tables: tables.Tables = {}
+_OF_SAMPLERS = ("bench_plans", "bench_samplers")  # whose tables are a file of their own
+_tables: dict[str, tables.Tables] = {}  # by file
 
 
 @pytest.fixture(autouse=True)
@@ -74,15 +75,17 @@ def _name() -> str:
 def _save() -> str:
     built_for = f", CUDA {torch.version.cuda}" if DEVICE != "cpu" else ""
     about = f"{machine()}; torch {torch.__version__}{built_for}; {datetime.date.today().isoformat()}"
-    return tables.save(RESULTS, _name(), about, HOW, _tables)
+    how = {"samplers": "Steps are timed with their scoring, on whatever else the machine does."}
+    return "\n".join(tables.save(RESULTS, name, about, how.get(name, HOW), of) for name, of in _tables.items())
 
 
 @pytest.fixture
-def record():
+def record(request):
     """``record(topic, {column: value})``: one row of a table."""
+    file = "samplers" if request.module.__name__.split(".")[-1] in _OF_SAMPLERS else _name()
 
     def add(topic: str, row: dict) -> None:
-        _tables.setdefault(topic, []).append(row)
+        _tables.setdefault(file, {}).setdefault(topic, []).append(row)
         if DEVICE != "cpu":
             _save()  # a run on a GPU may be cut off, or end in an error that nothing survives
 
@@ -94,4 +97,5 @@ def pytest_terminal_summary(terminalreporter):
         return
     terminalreporter.write_line("")
     terminalreporter.write_line(_save())
-    terminalreporter.write_line(f"kept in benchmarks/results/{_name()}.md and .json")
+    for name in _tables:
+        terminalreporter.write_line(f"kept in benchmarks/results/{name}.md and .json")
