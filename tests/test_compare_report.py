@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import pytest
 from click.testing import CliRunner
@@ -25,3 +26,16 @@ def test_a_comparison_ends_with_its_page(tmp_path, corrupt):
     runs = json.loads((tmp_path / "results.json").read_text())["runs"]
     share = {run["method"]: run["counters"].get("noise_share") for run in runs}
     assert share["sb"] > 0.55 if corrupt else share["sb"] in (None, 0.0)
+
+
+def test_pictures_are_asked_for_before_any_training(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    for name in ("torchassay.compare.report", "torchassay.plots"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+        monkeypatch.delattr(name, raising=False)
+    result = CliRunner().invoke(
+        main, ["compare", "--data", "digits", "--methods", "sgd", "--out", str(tmp_path / "out")]
+    )
+    message = 'torchassay compare: torchassay.plots needs matplotlib: pip install "torchassay[plot]"\n'
+    assert result.exit_code == 2 and result.stderr == message
+    assert not (tmp_path / "out").exists()

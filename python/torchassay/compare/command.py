@@ -63,6 +63,8 @@ def compare(out: Path, resume: bool, **options) -> None:
         results = compare(out=out, resume=resume, **options)
     except (checks.InputValueError, checks.InputTypeError) as error:
         raise click.UsageError(str(error).removeprefix("compare: "), click.get_current_context()) from error
+    except ImportError as error:
+        raise click.UsageError(str(error), click.get_current_context()) from error
     except OSError as error:
         message = f"could not write to '{out}': {error.strerror or error}; {again}"
         raise click.UsageError(message, click.get_current_context()) from error

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from torchassay import checks
+from torchassay import checks, plots
 from torchassay.compare import page, summary
 from torchassay.compare.summary import Interval, Method, Row, Speedup
 
@@ -217,8 +217,6 @@ def _rules(rows: list[Row], results: dict) -> Iterator[str]:
 
 
 def _pictures(out: Path, rows: list[Row], results: dict, arrays: dict[str, dict]) -> Iterator[page.Picture]:
-    from torchassay import plots
-
     mean = "" if len(results["about"]["seeds"]) == 1 else ", mean over the seeds"
     yield _picture(
         f"Test error against back-propagated samples{mean}.", "error_by_backprops", plots.error_by_backprops, results
@@ -242,8 +240,6 @@ def _pictures(out: Path, rows: list[Row], results: dict, arrays: dict[str, dict]
 
 def _kinds(rows: list[Row], arrays: dict[str, dict]) -> Iterator[page.Picture]:
     """The kinds of samples by the first method with an uncertainty of its own, else by the first one's entropy."""
-    from torchassay import plots
-
     for row, name in [*((row, "uncertainty") for row in rows), *((row, "entropy") for row in rows)]:
         found = arrays.get(row.method.name, {})
         if name in found and np.any(np.isfinite(found[name]) & np.isfinite(found["loss"])):
@@ -255,8 +251,6 @@ def _kinds(rows: list[Row], arrays: dict[str, dict]) -> Iterator[page.Picture]:
 
 
 def _images(out: Path, rows: list[Row], arrays: dict[str, dict]) -> Iterator[page.Picture]:
-    from torchassay import plots
-
     if not (out / "data.npz").is_file():
         return
     with np.load(out / "data.npz") as kept:

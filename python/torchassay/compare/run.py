@@ -109,9 +109,9 @@ def compare(
         lr=lr,
         schedule=schedule,
     )
-    results = train(plan, out, resume, progress)
-    from torchassay.compare import report
+    from torchassay.compare import report  # without matplotlib an error now, not behind hours of training
 
+    results = train(plan, out, resume, progress)
     report.write(Path(out))
     return results
 
