@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
+import inspect
+import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -10,8 +13,13 @@ import torch
 import torch.multiprocessing
 
 
-def _rank(rank: int, world: int, folder: str, function: Callable, arguments: tuple) -> None:
+def _rank(rank: int, world: int, folder: str, file: str, name: str, arguments: tuple) -> None:
+    """``file``: the function's, since pytest gives files of tests names that another process cannot import."""
     torch.set_num_threads(1)
+    spec = importlib.util.spec_from_file_location(Path(file).stem, file)
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    function = getattr(module, name)
     torch.distributed.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=world)
     try:
         torch.save(function(rank, *arguments), f"{folder}/{rank}")
@@ -23,6 +31,7 @@ def _rank(rank: int, world: int, folder: str, function: Callable, arguments: tup
 
 
 def on_ranks(world: int, folder: Path, function: Callable, *arguments) -> list:
-    """What ``function(rank, *arguments)`` returns on every rank, a tensor or a dict or list of such."""
-    torch.multiprocessing.spawn(_rank, (world, str(folder), function, arguments), nprocs=world)
+    """What ``function(rank, *arguments)``, of a module's top level, returns on every rank: tensors, dicts, lists."""
+    place = inspect.getfile(function), function.__name__
+    torch.multiprocessing.spawn(_rank, (world, str(folder), *place, arguments), nprocs=world)
     return [torch.load(folder / str(rank), weights_only=True) for rank in range(world)]
