@@ -106,6 +106,7 @@ def test_a_difference_is_taken_seed_by_seed():
     claim = evidence.lower("x", ("A", ours), ("B", others))
     half = 4.302653 * statistics.stdev([0.2, 0.1, 0.3]) / math.sqrt(3)  # Student's t of two degrees, 97.5 %
     assert claim.holds and claim.evidence.endswith(f"difference -0.20 ± {half:.2f}, an interval that includes 0")
+    assert claim.verdict == "holds within chance"
     assert claim.unsure == (half >= 0.2)
     assert not evidence.higher("x", ("A", ours), ("B", others)).holds
     assert evidence.not_above("x", ("A", ours), ("B", ours)).holds
@@ -177,7 +178,10 @@ def test_a_page_has_our_numbers_beside_the_papers(rendered, name, theirs, ours):
     for part in ("2026-11-21; a machine; torchassay 0.1.0; seeds 0, 1, 2;", "run.py " + name, "**Data.**", "## Claims"):
         assert part in text
     page = importlib.import_module(f"papers.{name}").page(studies()[name])
-    assert text.count("\n- **holds**: ") == sum(claim.holds is True for claim in page.claims)
+    for verdict in ("holds", "holds within chance"):
+        unsure = verdict != "holds"
+        expected = sum(claim.holds is True and claim.unsure is unsure for claim in page.claims)
+        assert text.count(f"\n- **{verdict}**: ") == expected
     assert text.count("\n- **does not reproduce here**: ") == sum(claim.holds is False for claim in page.claims)
     for table in page.tables:
         assert all(len(row) == len(table.head) for row in table.rows)

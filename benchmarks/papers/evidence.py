@@ -10,7 +10,8 @@ from torchassay.compare import summary
 
 Numbers = dict[int, float]  # by seed
 
-HOLDS, FAILS, UNKNOWN = "holds", "does not reproduce here", "not measured here"
+HOLDS, CLOSE = "holds", "holds within chance"
+FAILS, UNKNOWN = "does not reproduce here", "not measured here"
 
 
 class Claim(NamedTuple):
@@ -23,7 +24,9 @@ class Claim(NamedTuple):
 
     @property
     def verdict(self) -> str:
-        return UNKNOWN if self.holds is None else HOLDS if self.holds else FAILS
+        if self.holds is None:
+            return UNKNOWN
+        return FAILS if not self.holds else CLOSE if self.unsure else HOLDS
 
 
 class Methods:

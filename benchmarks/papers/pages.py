@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from types import ModuleType
 from typing import NamedTuple
 
-from papers.evidence import FAILS, HOLDS, UNKNOWN, Claim
+from papers.evidence import CLOSE, FAILS, HOLDS, UNKNOWN, Claim
 
 COMMAND = "python benchmarks/papers/run.py"
 
@@ -50,7 +50,7 @@ def line(claim: Claim) -> str:
 def verdicts(claims: Iterable[Claim]) -> str:
     """How many there are of each."""
     found = [claim.verdict for claim in claims]
-    many = {HOLDS: "hold", FAILS: "do not reproduce here", UNKNOWN: UNKNOWN}
+    many = {HOLDS: "hold", CLOSE: "hold within chance", FAILS: "do not reproduce here", UNKNOWN: UNKNOWN}
     counts = ((found.count(verdict), verdict, plural) for verdict, plural in many.items())
     return ", ".join(f"{count} {verdict if count == 1 else plural}" for count, verdict, plural in counts if count)
 
@@ -69,9 +69,10 @@ def index(papers: Iterable[tuple[ModuleType, dict[str, dict]]]) -> str:
 {table}
 
 Each page has our numbers beside the paper's and says of each claim whether its direction holds here; verdicts are
-computed from the numbers. The settings are far smaller than the papers' (MNIST or few images, small networks, few
-seeds), so a claim that does not reproduce here is not refuted at the paper's size, and
-one that holds is not proven.
+computed from the numbers. "Within chance": the direction is right, and the interval over seeds includes no difference
+at all, in some of the settings at least. The settings are far smaller than the papers' (MNIST or few images, small
+networks, few seeds), so a claim that does not reproduce here is not refuted at the paper's size, and one that holds is
+not proven.
 
 ```
 {COMMAND} all --data DIR --out OUT            trains what OUT does not hold yet, and writes the pages
