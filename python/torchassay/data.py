@@ -137,8 +137,7 @@ class Corrupted(Dataset):
             raise checks.InputValueError(f"corrupt: kind must be one of {', '.join(KINDS)}, got {kind!r}")
         if not 0.0 <= fraction <= 1.0:
             raise checks.InputValueError(f"corrupt: fraction must be in [0, 1], got {fraction}")
-        if isinstance(seed, bool) or not isinstance(seed, int):
-            raise checks.InputTypeError(f"corrupt: seed must be an int, got {type(seed).__name__}")
+        checks.integer("corrupt", "seed", seed)
         if not -(1 << 63) <= seed < 1 << 64:
             raise checks.InputValueError(f"corrupt: seed must have 64 bits, got {seed}")
         if kind != "labels" and (num_classes is not None or targets is not None):

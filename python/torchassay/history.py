@@ -69,8 +69,7 @@ class History:
         group: torch.distributed.ProcessGroup | None = None,
     ):
         largest = None if bins else LARGEST
-        if isinstance(capacity, bool) or not isinstance(capacity, int):
-            raise checks.InputTypeError(f"History: capacity must be an int, got {type(capacity).__name__}")
+        checks.integer("History", "capacity", capacity)
         if capacity < 1 or (largest and capacity > largest):
             expected = f"in [1, {largest}], or at least 1 with bins=True" if largest else "at least 1"
             raise checks.InputValueError(f"History: capacity must be {expected}, got {capacity}")
@@ -84,9 +83,7 @@ class History:
         if ties not in ("strict", "midrank"):
             raise checks.InputValueError(f"History: ties must be 'strict' or 'midrank', got {ties!r}")
         self.capacity, self.signal, self.beta, self.p_min = capacity, signal, float(beta), float(p_min)
-        if group is not None and not isinstance(group, getattr(torch.distributed, "ProcessGroup", ())):
-            expected = "a torch.distributed.ProcessGroup"
-            raise checks.InputTypeError(f"History: group must be {expected}, got {type(group).__name__}")
+        checks.process_group("History", group)
         if group is not None and not bins and capacity > LARGEST_OF_GROUP:
             expected = f"at most {LARGEST_OF_GROUP} with a group, or bins=True"
             raise checks.InputValueError(f"History: capacity must be {expected}, got {capacity}")

@@ -81,10 +81,7 @@ class SampleMemory:
     __iter__ = None  # the keys are names: without this, Python would try 0, 1, 2, ...
 
     def __init__(self, n: int, fields: Mapping[str, str] | None = None, path: str | os.PathLike | None = None):
-        if isinstance(n, bool) or not isinstance(n, int):
-            raise checks.InputTypeError(f"SampleMemory: n must be an int, got {type(n).__name__}")
-        if n < 1:
-            raise checks.InputValueError(f"SampleMemory: n must be at least 1, got {n}")
+        checks.integer("SampleMemory", "n", n, 1)
         self.n = n
         self.fields = {"loss": "last"} if fields is None else dict(fields)
         self._fields = {name: _field(name, rule) for name, rule in self.fields.items()}
@@ -160,10 +157,7 @@ class SampleMemory:
     def top(self, name: str, k: int, largest: bool = True) -> tuple[Tensor, Tensor]:
         """The ``k`` largest values of a field (or smallest) in order, and whose they are, int64; of equal ones the
         first samples. Samples without a value have no place: there may be fewer than k."""
-        if isinstance(k, bool) or not isinstance(k, int):
-            raise checks.InputTypeError(f"SampleMemory.top: k must be an int, got {type(k).__name__}")
-        if k < 0:
-            raise checks.InputValueError(f"SampleMemory.top: k must be at least 0, got {k}")
+        checks.integer("SampleMemory.top", "k", k, 0)
         values = self[name].numpy()
         order = -values if largest else values
         index = np.flatnonzero(_first(order, min(k, self.n - int(np.isnan(values).sum()))))

@@ -79,8 +79,7 @@ class FeatureNoise:
         std = STD[kind] if std is None else std
         if not 0.0 <= std < math.inf:
             raise checks.InputValueError(f"FeatureNoise: std must be at least 0 and finite, got {std}")
-        if isinstance(seed, bool) or not isinstance(seed, int):
-            raise checks.InputTypeError(f"FeatureNoise: seed must be an int, got {type(seed).__name__}")
+        checks.integer("FeatureNoise", "seed", seed)
         if not -(1 << 63) <= seed < 1 << 64:
             raise checks.InputValueError(f"FeatureNoise: seed must have 64 bits, got {seed}")
         self.std, self.kind, self.relative, self.seed = float(std), kind, relative, seed

@@ -28,6 +28,20 @@ def tensor(function: str, argument: str, value) -> None:
         raise InputTypeError(f"{function}: {argument} must be a Tensor, got {type(value).__name__}")
 
 
+def integer(function: str, argument: str, value, least: int | None = None) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise InputTypeError(f"{function}: {argument} must be an int, got {type(value).__name__}")
+    if least is not None and value < least:
+        raise InputValueError(f"{function}: {argument} must be at least {least}, got {value}")
+
+
+def process_group(function: str, group) -> None:
+    """``group`` is a process group, or None: this process alone."""
+    if group is not None and not isinstance(group, getattr(torch.distributed, "ProcessGroup", ())):
+        expected = "a torch.distributed.ProcessGroup"
+        raise InputTypeError(f"{function}: group must be {expected}, got {type(group).__name__}")
+
+
 def same_device(function: str, input: Tensor, argument: str, value: Tensor) -> None:
     if value.device != input.device:
         expected = f"on input's device, {input.device}"

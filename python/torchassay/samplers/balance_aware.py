@@ -113,11 +113,7 @@ class BalanceAware(Planned):
             raise checks.InputValueError(f"BalanceAware: t_grow must be greater than 0 and finite, got {t_grow}")
         if not 0 < beta <= 1:
             raise checks.InputValueError(f"BalanceAware: beta must be in (0, 1], got {beta}")
-        if isinstance(rescore_every, bool) or not isinstance(rescore_every, int):
-            got = type(rescore_every).__name__
-            raise checks.InputTypeError(f"BalanceAware: rescore_every must be an int, got {got}")
-        if rescore_every < 1:
-            raise checks.InputValueError(f"BalanceAware: rescore_every must be at least 1, got {rescore_every}")
+        checks.integer("BalanceAware", "rescore_every", rescore_every, 1)
         self.scheduler, self.criterion, self.mode, self.rescore_every = scheduler, criterion, mode, rescore_every
         self.lambda0, self.t_grow, self.beta = lambda0, t_grow, beta
         self.fields = dict.fromkeys(CRITERIA[criterion], "last")

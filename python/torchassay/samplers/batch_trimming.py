@@ -41,10 +41,8 @@ class BatchTrimming(InStep):
         name = "BatchTrimming"
         if (epochs is None) == (p is None):
             raise checks.InputValueError(f"{name}: one of epochs and p must be given, got {epochs} and {p}")
-        if epochs is not None and (isinstance(epochs, bool) or not isinstance(epochs, int)):
-            raise checks.InputTypeError(f"{name}: epochs must be an int, got {type(epochs).__name__}")
-        if epochs is not None and epochs < 1:
-            raise checks.InputValueError(f"{name}: epochs must be at least 1, got {epochs}")
+        if epochs is not None:
+            checks.integer(name, "epochs", epochs, 1)
         for argument, value in (("p_end", p_end), ("p", p)):
             if value is not None and not 0.0 < value <= 1.0:
                 raise checks.InputValueError(f"{name}: {argument} must be in (0, 1], got {value}")

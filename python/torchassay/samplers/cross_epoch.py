@@ -81,8 +81,7 @@ class CrossEpoch(Sampler):
         name = type(self).__name__
         n = self._samples(data)
         for argument, value, least in (("data", n, 1), ("batch_size", batch_size, 1), ("seed", seed, 0)):
-            if isinstance(value, bool) or not isinstance(value, int):
-                raise checks.InputTypeError(f"{name}: {argument} must be an int, got {type(value).__name__}")
+            checks.integer(name, argument, value)
             if value < least:
                 what = "have at least 1 sample" if argument == "data" else f"be at least {least}"
                 raise checks.InputValueError(f"{name}: {argument} must {what}, got {value}")
@@ -90,6 +89,7 @@ class CrossEpoch(Sampler):
         self._replicas = Replicas(name, rank, num_replicas)
         self._clock = np.zeros(6, np.int64)  # by reference in the state, as all that changes
         self._counters = Counters(reuse=False)
+        self._start(plan_dir)
 
     def _samples(self, data) -> int:
         """How many samples ``data`` has."""
@@ -124,10 +124,7 @@ class CrossEpoch(Sampler):
     def set_epoch(self, epoch: int) -> None:
         """Begin ``epoch``: merge what all ranks observed, plan, position 0. The epoch that is under way goes on."""
         name = type(self).__name__
-        if isinstance(epoch, bool) or not isinstance(epoch, int):
-            raise checks.InputTypeError(f"{name}: epoch must be an int, got {type(epoch).__name__}")
-        if epoch < 0:
-            raise checks.InputValueError(f"{name}: epoch must be at least 0, got {epoch}")
+        checks.integer(name, "epoch", epoch, 0)
         self._clock[FINISHED] = 0
         if epoch != self.epoch:
             self._begin(epoch)
@@ -222,6 +219,9 @@ class CrossEpoch(Sampler):
             got = f"none left of the {self._batches()} batches of epoch {self.epoch}"
             raise checks.InputValueError(f"{function}: there must be a batch that was not observed, got {got}")
         return self._batch(self.position)
+
+    def _start(self, plan_dir: str | os.PathLike | None) -> None:
+        """What a kind keeps beside, in ``plan_dir`` if there is one."""
 
     def _begin(self, epoch: int) -> None:
         """Another epoch."""

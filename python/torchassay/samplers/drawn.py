@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from torch import Tensor
 
 from torchassay.samplers.cross_epoch import BEGUN, EPOCH, LAG, POSITION, STEP, Batch, CrossEpoch
@@ -18,16 +20,7 @@ class Drawn(CrossEpoch):
     There is no communication between ranks: what each draws from is its own matter.
     """
 
-    def __init__(self, data, *, batch_size, seed=0, drop_last=False, rank=None, num_replicas=None, plan_dir=None):
-        super().__init__(
-            data,
-            batch_size=batch_size,
-            seed=seed,
-            drop_last=drop_last,
-            rank=rank,
-            num_replicas=num_replicas,
-            plan_dir=plan_dir,
-        )
+    def _start(self, plan_dir: str | os.PathLike | None) -> None:
         self._queue: list[dict] = []  # drawn and not yet observed: {"batch": k, "index": Tensor, "weight": Tensor}
         self._resumed = False
 

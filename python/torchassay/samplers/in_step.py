@@ -84,11 +84,8 @@ class InStep:
 
     def __init__(self, needs: tuple[str, ...], *, seed: int = 0, group: dist.ProcessGroup | None = None):
         name = type(self).__name__
-        if isinstance(seed, bool) or not isinstance(seed, int):
-            raise checks.InputTypeError(f"{name}: seed must be an int, got {type(seed).__name__}")
-        if group is not None and not isinstance(group, getattr(dist, "ProcessGroup", ())):
-            expected = "a torch.distributed.ProcessGroup"
-            raise checks.InputTypeError(f"{name}: group must be {expected}, got {type(group).__name__}")
+        checks.integer(name, "seed", seed)
+        checks.process_group(name, group)
         self.needs, self.seed, self.group = needs, seed, group
         self.step = 0
         self.epoch: int | None = None
@@ -100,10 +97,7 @@ class InStep:
 
     def set_epoch(self, epoch: int) -> None:
         """Tell which epoch begins, from 0 on; `batches` does so by itself."""
-        if isinstance(epoch, bool) or not isinstance(epoch, int):
-            raise checks.InputTypeError(f"{type(self).__name__}: epoch must be an int, got {type(epoch).__name__}")
-        if epoch < 0:
-            raise checks.InputValueError(f"{type(self).__name__}: epoch must be at least 0, got {epoch}")
+        checks.integer(type(self).__name__, "epoch", epoch, 0)
         self.epoch = epoch
 
     def pick(

@@ -73,10 +73,7 @@ class InfoBatch(Planned):
         num_replicas: int | None = None,
         plan_dir: str | os.PathLike | None = None,
     ):
-        if isinstance(epochs, bool) or not isinstance(epochs, int):
-            raise checks.InputTypeError(f"InfoBatch: epochs must be an int, got {type(epochs).__name__}")
-        if epochs < 1:
-            raise checks.InputValueError(f"InfoBatch: epochs must be at least 1, got {epochs}")
+        checks.integer("InfoBatch", "epochs", epochs, 1)
         if not 0 <= r < 1:
             raise checks.InputValueError(f"InfoBatch: r must be in [0, 1), got {r}")
         if not 0 <= delta <= 1:

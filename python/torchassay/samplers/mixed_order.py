@@ -97,10 +97,7 @@ class MixedOrder(Planned):
         plan_dir: str | os.PathLike | None = None,
     ):
         for argument, value, least in (("pivot", pivot, 0), ("draws", draws, 1)):
-            if isinstance(value, bool) or not isinstance(value, int):
-                raise checks.InputTypeError(f"MixedOrder: {argument} must be an int, got {type(value).__name__}")
-            if value < least:
-                raise checks.InputValueError(f"MixedOrder: {argument} must be at least {least}, got {value}")
+            checks.integer("MixedOrder", argument, value, least)
         if order not in ("mixed", "easy_to_hard"):
             raise checks.InputValueError(f"MixedOrder: order must be 'mixed' or 'easy_to_hard', got {order!r}")
         if by not in FIELDS:

@@ -274,7 +274,4 @@ def _check(
     if keep is not None and not 0.0 < keep <= 1.0:
         raise checks.InputValueError(f"{name}: keep must be in (0, 1] or None, got {keep}")
     for argument, value in (("interval", interval), ("min_keep", min_keep)):
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise checks.InputTypeError(f"{name}: {argument} must be an int, got {type(value).__name__}")
-        if value < 1:
-            raise checks.InputValueError(f"{name}: {argument} must be at least 1, got {value}")
+        checks.integer(name, argument, value, 1)

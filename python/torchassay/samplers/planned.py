@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import ClassVar
 
 import numpy as np
@@ -19,16 +20,7 @@ class Planned(CrossEpoch):
 
     plans_from_memory: ClassVar[bool] = True  # False: every process can plan for itself, whatever it has observed
 
-    def __init__(self, data, *, batch_size, seed=0, drop_last=False, rank=None, num_replicas=None, plan_dir=None):
-        super().__init__(
-            data,
-            batch_size=batch_size,
-            seed=seed,
-            drop_last=drop_last,
-            rank=rank,
-            num_replicas=num_replicas,
-            plan_dir=plan_dir,
-        )
+    def _start(self, plan_dir: str | os.PathLike | None) -> None:
         self._index_type = np.int32 if self.n < 1 << 31 else np.int64
         folder = self._replicas.folder(plan_dir)
         if folder is None or self._replicas.leader:

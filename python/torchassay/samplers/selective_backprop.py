@@ -69,10 +69,7 @@ class SelectiveBackprop(InStep):
         name = "SelectiveBackprop"
         checked_signal(name, signal, "random")
         for argument, value in (("warmup_epochs", warmup_epochs), ("stale", stale), ("interrupt", interrupt)):
-            if isinstance(value, bool) or not isinstance(value, int):
-                raise checks.InputTypeError(f"{name}: {argument} must be an int, got {type(value).__name__}")
-            if value < 0:
-                raise checks.InputValueError(f"{name}: {argument} must be at least 0, got {value}")
+            checks.integer(name, argument, value, 0)
         if keep is not None:
             if not 0.0 < keep <= 1.0:
                 raise checks.InputValueError(f"{name}: keep must be in (0, 1], got {keep}")

@@ -77,10 +77,7 @@ class VarianceReduction(InStep):
         group: dist.ProcessGroup | None = None,
     ):
         name = "VarianceReduction"
-        if isinstance(pool, bool) or not isinstance(pool, int):
-            raise checks.InputTypeError(f"{name}: pool must be an int, got {type(pool).__name__}")
-        if pool < 2:
-            raise checks.InputValueError(f"{name}: pool must be at least 2, got {pool}")
+        checks.integer(name, "pool", pool, 2)
         if tau_threshold is not None and not 0.0 <= tau_threshold < float("inf"):
             raise checks.InputValueError(f"{name}: tau_threshold must be at least 0 and finite, got {tau_threshold}")
         if not 0.0 <= momentum < 1.0:
