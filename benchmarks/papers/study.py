@@ -18,7 +18,8 @@ from torchassay.compare import Data, methods
 from torchassay.compare import run as running
 from torchassay.compare.data import load
 from torchassay.compare.folder import Folder, arrays_name
-from torchassay.compare.training import Training, one_thread
+from torchassay.compare.training import Training
+from torchassay.threads import one_thread
 
 QUICK = {"samples": 300, "epochs": 2, "seeds": 2}
 

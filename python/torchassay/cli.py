@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import sys
 import tempfile
 import time
 from importlib.metadata import version
@@ -13,38 +12,14 @@ import click
 
 from torchassay import labels_command
 from torchassay.compare.command import compare
+from torchassay.one_line import OneLine, Stop
 
 _DEMO_NEEDS = {"matplotlib": "matplotlib", "sklearn": "scikit-learn"}  # module: package
 
 
-class _OneLine(click.Group):
-    """A group whose errors are one line naming the command, in place of click's usage block."""
-
-    def main(self, *args, standalone_mode: bool = True, **kwargs):
-        if not standalone_mode:
-            return super().main(*args, standalone_mode=False, **kwargs)
-        try:
-            sys.exit(super().main(*args, standalone_mode=False, **kwargs) or 0)
-        except click.ClickException as error:
-            context = getattr(error, "ctx", None)
-            click.echo(f"{context.command_path if context else self.name}: {error.format_message()}", err=True)
-            sys.exit(error.exit_code)
-        except click.Abort:
-            click.echo("stopped", err=True)
-            sys.exit(130)
-
-
-class _Stop(click.ClickException):
-    """An error outside the command line's own syntax, told with the command's name."""
-
-    def __init__(self, message: str):
-        super().__init__(message)
-        self.ctx = click.get_current_context()
-
-
 @click.group(
     "torchassay",
-    cls=_OneLine,
+    cls=OneLine,
     invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -76,7 +51,7 @@ def demo(out: Path, seed: int, epochs: int) -> None:
     try:
         written = demo.save(digits, found, out)
     except OSError as error:
-        raise _Stop(f"could not write to '{out}': {error.strerror or error}") from error
+        raise Stop(f"could not write to '{out}': {error.strerror or error}") from error
     click.echo(f"written: {', '.join(map(str, written))}")
     click.echo("\nWhom Selective-Backprop picks where half of the labels are random\n")
     contest = demo.contest(out, seed)
@@ -151,7 +126,7 @@ def _need_demo_extra() -> None:
                 raise
             missing.append(package)
     if missing:
-        raise _Stop(f'this needs {" and ".join(missing)}: pip install "torchassay[demo]"')
+        raise Stop(f'this needs {" and ".join(missing)}: pip install "torchassay[demo]"')
 
 
 def _need_folder(folder: Path) -> None:
@@ -161,7 +136,7 @@ def _need_folder(folder: Path) -> None:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise _Stop(f"--out must be a folder that can be written to, got '{folder}' ({error.strerror})") from error
+        raise Stop(f"--out must be a folder that can be written to, got '{folder}' ({error.strerror})") from error
 
 
 main.add_command(compare)

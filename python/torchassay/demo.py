@@ -6,10 +6,9 @@ batch. A label that is wrong stays hard to fit, so the mean loss over the epochs
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,6 +18,7 @@ from tqdm import tqdm
 
 import torchassay
 from torchassay.speed import Result, times
+from torchassay.threads import one_thread
 
 SIGNALS = ("loss", "entropy", "grad_norm")
 CLASSES = 10
@@ -106,17 +106,6 @@ def train(digits: Digits, seed: int, epochs: int) -> Findings:
     scores = torchassay.Scores({name: total / epochs for name, total in totals.items()})
     order = scores.loss.argsort(descending=True, stable=True)
     return Findings(scores, belief, order, right.float().mean().item())
-
-
-@contextlib.contextmanager
-def one_thread() -> Iterator[None]:
-    """So small a network gains nothing from more threads, and its sums come out the same however many there are."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _classes(logits: Tensor) -> Tensor:

@@ -10,6 +10,8 @@ from pathlib import Path
 import click
 from click.core import ParameterSource
 
+from torchassay.one_line import Stop
+
 _OF_TRAINING = ("corrupt", "epochs", "folds", "seed")
 
 
@@ -138,6 +140,4 @@ def _told(context: click.Context) -> Iterator[None]:
         message = f"could not write to '{context.params['out']}': {error.strerror or error}"
     else:
         return
-    stop = click.ClickException(message)
-    stop.ctx = context
-    raise stop
+    raise Stop(message)

@@ -13,9 +13,9 @@ from tqdm import tqdm
 
 from torchassay import checks, functional
 from torchassay.data import corrupt
-from torchassay.demo import one_thread
 from torchassay.memory import SampleMemory
 from torchassay.score_files import read
+from torchassay.threads import one_thread
 
 FIELDS = {"loss": "mean", "target_margin": "mean", "entropy": "mean", "loss_last": "last of loss"}
 

@@ -25,7 +25,8 @@ from torchassay.compare import methods as methods_of
 from torchassay.compare import models
 from torchassay.compare.data import Batches, Data
 from torchassay.compare.folder import Folder, arrays_name
-from torchassay.compare.training import BUDGETS, SCHEDULES, Scale, Settings, Training, one_thread, optimizer_of
+from torchassay.compare.training import BUDGETS, SCHEDULES, Scale, Settings, Training, optimizer_of
+from torchassay.threads import one_thread
 
 RATES = {"mlp": 0.02, "cnn": 0.05, "resnet": 0.05}
 _RATE = 0.02  # of other models

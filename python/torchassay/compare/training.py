@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -18,7 +17,7 @@ from torchassay import samplers
 from torchassay.compare.data import Batches, Data
 from torchassay.compare.methods import Method, Setup, Step
 from torchassay.samplers.counters import REUSE_BINS
-from torchassay.samplers.in_step import evaluating
+from torchassay.samplers.scoring import evaluating
 
 BUDGETS = ("backprops", "seconds", "epochs")
 SCHEDULES = ("constant", "cosine")
@@ -309,18 +308,6 @@ class Training:
 def optimizer_of(model: nn.Module, lr: float) -> torch.optim.Optimizer:
     arguments = {"momentum": _MOMENTUM, "weight_decay": _DECAY, "nesterov": True}
     return torch.optim.SGD(model.parameters(), lr, fused=True, **arguments)
-
-
-@contextmanager
-def one_thread(wanted: bool) -> Iterator[None]:
-    """A small network gains nothing from more threads, and its sums come out the same however many there are."""
-    before = torch.get_num_threads()
-    if wanted:
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _effective(weight: Tensor) -> float:

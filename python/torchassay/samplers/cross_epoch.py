@@ -24,7 +24,7 @@ Batch = tuple[np.ndarray, "np.ndarray | None"]  # indices, and their weights whe
 EPOCH, POSITION, STEP, FINISHED, LAG, BEGUN = range(6)  # of the clock
 
 
-class CrossEpoch(Sampler):
+class CrossEpoch(states.Saved, Sampler):
     """Base of the samplers that keep values of every sample; give one to a DataLoader as its ``sampler``.
 
     ::
@@ -193,14 +193,6 @@ class CrossEpoch(Sampler):
         self._load(dict(state["own"].items()))
         if self.position < self._batches():  # a loader that fetches ahead was through with the epoch, nobody else
             self._clock[FINISHED] = 0
-
-    def save(self, path: str | os.PathLike) -> None:
-        """Write the `state_dict` to ``path``; large arrays into a file beside it, with a checksum."""
-        states.save(path, self.state_dict())
-
-    def load(self, path: str | os.PathLike) -> None:
-        """Go on from what `save` wrote."""
-        self.load_state_dict(states.load(path))
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(epoch {self.epoch}, batch {self.position}: {self._counters!r})"

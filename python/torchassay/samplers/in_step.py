@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -20,6 +19,7 @@ from torchassay.samplers.scoring import Forward, default_forward, device_of, eva
 from torchassay.scores import SIGNALS, Scores
 
 _LEAST = 2  # samples in a batch
+SECOND_DRAW = 1 << 40  # added to a row's id: another number for the same row
 
 
 class Chosen(NamedTuple):
@@ -66,7 +66,7 @@ class Pick:
         return total / self.count.clamp(min=1)
 
 
-class InStep:
+class InStep(states.Saved):
     """Base of the methods that score a batch and pick from it.
 
     Two ways to use one. `pick` in a plain loop: the scores come with the loss of the training forward, which every
@@ -192,14 +192,6 @@ class InStep:
         self._spare = state["spare"]
         self._counters.load_state_dict(state["counters"])
         self._load(state["own"])
-
-    def save(self, path: str | os.PathLike) -> None:
-        """Write the `state_dict` to ``path``; large arrays into a file beside it, with a checksum."""
-        states.save(path, self.state_dict())
-
-    def load(self, path: str | os.PathLike) -> None:
-        """Go on from what `save` wrote."""
-        self.load_state_dict(states.load(path))
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(step {self.step}: {self._counters!r})"

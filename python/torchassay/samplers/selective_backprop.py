@@ -11,9 +11,7 @@ from torch import Tensor, nn
 from torchassay import checks, data
 from torchassay.history import History
 from torchassay.philox import uniforms
-from torchassay.samplers.in_step import Chosen, InStep, checked_signal
-
-_SECOND_DRAW = 1 << 40  # added to a row's id
+from torchassay.samplers.in_step import SECOND_DRAW, Chosen, InStep, checked_signal
 
 
 class SelectiveBackprop(InStep):
@@ -100,7 +98,7 @@ class SelectiveBackprop(InStep):
         elif self.keep is not None:
             picked = self._share_of_batch(values, rows, mask)
         elif self.signal == "random":
-            chance = uniforms(rows + _SECOND_DRAW, seed=self.seed, step=self.step) ** self.history.beta
+            chance = uniforms(rows + SECOND_DRAW, seed=self.seed, step=self.step) ** self.history.beta
             picked = uniforms(rows, seed=self.seed, step=self.step) < chance.clamp(min=self.history.p_min)
             picked = picked if mask is None else picked & mask
         else:

@@ -90,6 +90,18 @@ def load(path: str | os.PathLike) -> dict:
     return _put_back(saved["state"], tensors)
 
 
+class Saved:
+    """What has a `state_dict` and a `load_state_dict`, on disk."""
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write the `state_dict` to ``path``; large arrays into a file beside it, with a checksum."""
+        save(path, self.state_dict())
+
+    def load(self, path: str | os.PathLike) -> None:
+        """Go on from what `save` wrote."""
+        self.load_state_dict(load(path))
+
+
 def expect(function: str, state: dict, **mine) -> None:
     """Raise unless the state was made by an object with the same arguments."""
     for name, value in mine.items():

@@ -11,10 +11,9 @@ from torch import Tensor, nn
 
 from torchassay import checks, data
 from torchassay.philox import uniforms
-from torchassay.samplers.in_step import Chosen, InStep, checked_signal, messages_of
+from torchassay.samplers.in_step import SECOND_DRAW, Chosen, InStep, checked_signal, messages_of
 from torchassay.samplers.scoring import Forward, device_of, index_of, rows_of
 
-_SECOND_DRAW = 1 << 40  # added to a row's id, for the lower half of its number
 _LARGEST = torch.finfo(torch.float32).max  # of a score, so that sums of squares are finite in float64
 
 
@@ -191,7 +190,7 @@ class VarianceReduction(InStep):
         likely = torch.where(score.sum() > 0, score, valid)
         upto = likely.cumsum(0)
         draw = self._row_ids(count, score.device)
-        high, low = (uniforms(draw + half, seed=self.seed, step=self.step).double() for half in (0, _SECOND_DRAW))
+        high, low = (uniforms(draw + half, seed=self.seed, step=self.step).double() for half in (0, SECOND_DRAW))
         rows = torch.searchsorted(upto, (high + low * 2.0**-24) * upto[-1:], right=True).clamp(max=len(score) - 1)
         return rows, upto[-1:] / valid.sum() / likely[rows] if self.weighted else torch.ones_like(high)
 
