@@ -10,15 +10,19 @@ from torchassay.ops.heads import head_scores
 from torchassay.ops.options import option_grads, option_scores
 from torchassay.ops.random import normals, uniforms
 from torchassay.ops.rows import row_grads, row_scores
+from torchassay.ops.states import finish_states, merge_states, row_states
 
 __all__ = [
     "cdf",
     "draw_scores",
+    "finish_states",
     "head_scores",
+    "merge_states",
     "normals",
     "option_grads",
     "option_scores",
     "row_grads",
     "row_scores",
+    "row_states",
     "uniforms",
 ]

@@ -25,22 +25,22 @@ from torchassay.ops.rows import SLOTS, STATS_SLOT, asked_slots, empty_outputs
 from torchassay.options import Options
 from torchassay.reference.options import STATS_ROWS
 
-_OPTIONS = (
+OPTIONS = (
     "Tensor? weight, float label_smoothing, Tensor? temperature_rows, float temperature, float softcap, float z_loss"
 )
 torch.library.define(
     "torchassay::option_scores",
-    f"(Tensor input, Tensor? target, {_OPTIONS}, int dim, int ignore_index, int signals, str function, str backend)"
+    f"(Tensor input, Tensor? target, {OPTIONS}, int dim, int ignore_index, int signals, str function, str backend)"
     " -> Tensor[]",
 )
 torch.library.define(
     "torchassay::option_grads",
-    f"(Tensor input, Tensor? target, {_OPTIONS}, Tensor stats, Tensor? grad_loss, Tensor? grad_entropy, int dim,"
-    " int ignore_index, str function, str backend) -> Tensor",
+    f"(Tensor input, Tensor? target, {OPTIONS}, Tensor stats, Tensor? grad_loss, Tensor? grad_entropy, int dim,"
+    " int ignore_index, str function, str backend, int first=0, int total=0) -> Tensor",
 )
 
 
-class _Inputs:
+class Inputs:
     """A call's tensors as the kernels read them: dense, and in the dtype that they compute in."""
 
     def __init__(
@@ -108,7 +108,7 @@ def _option_scores(
     outputs = empty_outputs(input, dim, asked, STATS_ROWS)
     if not outputs or input.numel() == 0:
         return outputs
-    given = _Inputs(input, target, weight, temperature_rows, dim, backend)
+    given = Inputs(input, target, weight, temperature_rows, dim, backend)
     if backend == "triton":
         from torchassay.triton_kernels.option_scores import option_scores
 
@@ -157,16 +157,21 @@ def _option_grads(
     ignore_index: int,
     function: str,
     backend: str,
+    first: int = 0,  # the input's classes are those from here on
+    total: int = 0,  # of so many; 0: there are no others
 ) -> Tensor:
-    backend = choose(function, input.device.type, input.dtype, input.shape[dim], backend)
+    total = total or input.shape[dim]
+    backend = choose(function, input.device.type, input.dtype, total, backend)
     if backend == "reference":
         options = Options.of(weight, label_smoothing, temperature_rows, temperature, softcap, z_loss)
-        grad = reference.option_grads(input, target, options, stats, grad_loss, grad_entropy, dim, ignore_index)
+        grad = reference.option_grads(
+            input, target, options, stats, grad_loss, grad_entropy, dim, ignore_index, first, total
+        )
         return empty_grad(input, dim).copy_(grad)
     grad = empty_grad(input, dim)
     if grad.numel() == 0:
         return grad
-    given = _Inputs(input, None if grad_loss is None else target, weight, temperature_rows, dim, backend)
+    given = Inputs(input, None if grad_loss is None else target, weight, temperature_rows, dim, backend)
     upstream = [None if g is None else g.to(stats.dtype).reshape(-1) for g in (grad_loss, grad_entropy)]
     if backend == "triton":
         from torchassay.triton_kernels.option_grads import option_grads

@@ -7,6 +7,7 @@ from torchassay.reference.functional import cross_entropy, entropy, log_prob, lo
 from torchassay.reference.heads import head_scores, score_binary, score_regression
 from torchassay.reference.options import capped, inverse_of, option_grads, option_scores
 from torchassay.reference.rows import by_class, exp_difference, labels, row_grads, row_scores, scaled
+from torchassay.reference.states import finish_states, merge_states, needs_sweep, row_states
 
 __all__ = [
     "by_class",
@@ -17,17 +18,21 @@ __all__ = [
     "ensemble_score",
     "entropy",
     "exp_difference",
+    "finish_states",
     "head_scores",
     "inverse_of",
     "labels",
     "log_prob",
     "log_prob_entropy",
     "mean_log_probs",
+    "merge_states",
+    "needs_sweep",
     "option_grads",
     "option_scores",
     "reduced",
     "row_grads",
     "row_scores",
+    "row_states",
     "scaled",
     "score",
     "score_binary",
