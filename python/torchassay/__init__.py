@@ -7,14 +7,16 @@ from torchassay.ensemble import ensemble_score
 from torchassay.functional import cross_entropy, entropy, explain, log_prob, log_prob_entropy, score
 from torchassay.heads import score_binary, score_regression
 from torchassay.history import History
+from torchassay.linear import linear_cross_entropy, linear_log_prob_entropy, linear_score
 from torchassay.memory import SampleMemory, keep
 from torchassay.modules import CrossEntropyLoss, Scorer
 from torchassay.noise import FeatureNoise
-from torchassay.scores import SIGNALS, Scores
+from torchassay.scores import LINEAR_SIGNALS, SIGNALS, Scores
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "LINEAR_SIGNALS",
     "SIGNALS",
     "BackendFallback",
     "CrossEntropyLoss",
@@ -32,6 +34,9 @@ __all__ = [
     "explain",
     "keep",
     "labels",
+    "linear_cross_entropy",
+    "linear_log_prob_entropy",
+    "linear_score",
     "log_prob",
     "log_prob_entropy",
     "reference",
