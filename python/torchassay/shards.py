@@ -76,11 +76,11 @@ class Shard:
         call: checks.Call,
         ignore_index: int,
         backend,
-        with_grad: int,
+        differentiable: int,
     ) -> Sequence[Tensor]:
         options = (options or Options())._replace(weight=self.weight)
         how = Call(ignore_index, call.signals, self.vocabulary, self.function, for_op(backend))
-        return slice_scores(self.input, target, options, call.dim, how, with_grad)
+        return slice_scores(self.input, target, options, call.dim, how, differentiable)
 
     def score(
         self,
@@ -112,11 +112,9 @@ class Shard:
         target = plain(target)
         call = self.check(target, signals, options, ignore_index, reduction=reduction)
         rows, *outputs = self.scores(target, options, call.with_loss(), ignore_index, backend, BIT["loss"])
-        own = (
-            None
-            if self.weight is None or reduction != "mean"
-            else self.vocabulary.own_weight(self.weight, target, ignore_index)
-        )
+        own = None
+        if self.weight is not None and reduction == "mean":
+            own = self.vocabulary.own_weight(self.weight, target, ignore_index)
         loss = reference.reduced(rows, self.input, target, own, ignore_index, reduction)
         if not signals:
             return loss

@@ -37,8 +37,10 @@ def finished(
 
     ``squares(stats)`` [N] float64: the sum of the squares of the loss's gradient by this slice's logits, for grad_norm.
     """
-    first, total, group = call.vocabulary
-    own = None if target is None else _own_weight(options.weight, target, first)
+    _, total, group = call.vocabulary
+    own = None
+    if target is not None and options.weight is not None:
+        own = call.vocabulary.slice_weight(options.weight.detach(), target, call.ignore_index)
     if group is None:
         numbers, k = numbers.unsqueeze(0), k.unsqueeze(0)
     else:
@@ -55,14 +57,6 @@ def finished(
         at = (call.signals & (BIT["grad_norm"] - 1)).bit_count()
         outputs.insert(at, of_all.sqrt().to(stats.dtype))
     return outputs, stats
-
-
-def _own_weight(weight: Tensor | None, target: Tensor, first: int) -> Tensor | None:
-    """The weights of the targets' classes, 0 where they are in another slice."""
-    if weight is None:
-        return None
-    here = (target >= first) & (target < first + len(weight))
-    return torch.where(here, weight.detach()[torch.where(here, target - first, 0)], 0)
 
 
 class SliceScores(torch.autograd.Function):

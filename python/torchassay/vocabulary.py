@@ -21,11 +21,15 @@ class Vocabulary(NamedTuple):
     total: int
     group: dist.ProcessGroup | None = None  # None: they are all
 
-    def own_weight(self, weight: Tensor, target: Tensor, ignore_index: int) -> Tensor:
-        """What a row counts in a mean: the weight of its class, whichever rank holds it, 0 for an ignored row."""
+    def slice_weight(self, weight: Tensor, target: Tensor, ignore_index: int) -> Tensor:
+        """The weights of the targets' classes, 0 for ignored rows and for classes of other ranks."""
         y = target - self.first
         here = (y >= 0) & (y < len(weight)) & (target != ignore_index)
-        own = torch.where(here, weight.detach()[torch.where(here, y, 0)], 0)
+        return torch.where(here, weight[torch.where(here, y, 0).long()], 0)
+
+    def own_weight(self, weight: Tensor, target: Tensor, ignore_index: int) -> Tensor:
+        """What a row counts in a mean: the weight of its class, whichever rank holds it, 0 for an ignored row."""
+        own = self.slice_weight(weight.detach(), target, ignore_index)
         if self.group is not None:
             dist.all_reduce(own, group=self.group)
         return own
