@@ -6,11 +6,13 @@ import os
 import shutil
 import socket
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from torchassay import checks
 
@@ -31,6 +33,20 @@ def cpu_group() -> dist.ProcessGroup | None:
     if world not in _groups:
         _groups[world] = dist.new_group(backend="gloo")
     return _groups[world]
+
+
+def all_gathered(mine: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """What every rank of the group has, [W, ...], in the order of ranks."""
+    everyone = mine.new_empty(dist.get_world_size(group), *mine.shape)
+    dist.all_gather(list(everyone), mine.contiguous(), group=group)
+    return everyone
+
+
+def all_reduced(value: Tensor, groups: Iterable[dist.ProcessGroup]) -> Tensor:
+    """The sum over the ranks of one group, and then of the next; ``value`` becomes it."""
+    for group in groups:
+        dist.all_reduce(value, group=group)
+    return value
 
 
 class Replicas:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
-from torch.distributed import ProcessGroup
 
 from torchassay import autograd, checks, ops, reference
 from torchassay.backends import describe, for_op
@@ -15,7 +15,7 @@ from torchassay.history import History
 from torchassay.options import Options, given, noise_given
 from torchassay.scores import BIT, ROW_BITS, SIGNALS, STATS, Scores
 from torchassay.shards import Shard
-from torchassay.vocabulary import shared
+from torchassay.vocabulary import is_dtensor
 
 
 def score(
@@ -34,7 +34,7 @@ def score(
     seed: int | Tensor = 0,
     row_id: Tensor | None = None,
     history: History | None = None,
-    group: ProcessGroup | None = None,
+    group: dist.ProcessGroup | None = None,
     backend: str | None = None,
 ) -> Scores:
     """Score every row of logits in one read; detached from the graph.
@@ -93,12 +93,12 @@ def score(
         >>> [f"{value:.4g}" for value in s.loss.tolist()]
         ['0.1269', '9.358e-14']
     """
-    extra = "" if history is None else checks.signal_of(history, "score")
     options = given(weight, label_smoothing, temperature, softcap)
     noise = noise_given(noise_std, noise_draws, seed, row_id)
-    if shared(input, group):
-        shard = Shard("score", input, weight, dim, group)
-        return shard.score(target, signals, options, ignore_index, noise, extra, history, backend)
+    if group is not None or is_dtensor(input):
+        shard = Shard("score", input, target, dim, options, ignore_index, backend, group)
+        return shard.score(signals, noise, history)
+    extra = "" if history is None else checks.signal_of(history, "score")
     call = checks.score("score", input, target, signals, dim, options, ignore_index, extra, SIGNALS, noise)
     input = input.detach() if input.requires_grad else input
     if noise is None:
@@ -124,7 +124,7 @@ def cross_entropy(
     temperature: float | Tensor = 1.0,
     softcap: float | None = None,
     z_loss: float = 0.0,
-    group: ProcessGroup | None = None,
+    group: dist.ProcessGroup | None = None,
     backend: str | None = None,
 ) -> Tensor | tuple[Tensor, Scores]:
     """`torch.nn.functional.cross_entropy`, exact for easy samples too, with the scores of the batch for free.
@@ -162,9 +162,9 @@ def cross_entropy(
     """
     function = "cross_entropy"
     options = given(weight, label_smoothing, temperature, softcap, z_loss)
-    if shared(input, group):
-        shard = Shard(function, input, weight, dim, group)
-        return shard.cross_entropy(target, signals, options, ignore_index, reduction, backend)
+    if group is not None or is_dtensor(input):
+        shard = Shard(function, input, target, dim, options, ignore_index, backend, group)
+        return shard.cross_entropy(signals, reduction)
     call = checks.cross_entropy(function, input, target, signals, dim, options, ignore_index, reduction)
     rows, *outputs = _outputs(function, input, target, call.with_loss(), options, ignore_index, backend, BIT["loss"])
     own = None if reduction != "mean" else reference.own_weight(weight, target, ignore_index)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from torchassay import ops, reference
+from torchassay.distributed import all_reduced
 from torchassay.options import Options
 from torchassay.scores import BIT
 from torchassay.slices import Call, finished, keep, refuse_higher, upstream_of
@@ -53,8 +53,8 @@ class LinearScores(torch.autograd.Function):
             first, total, group = call.vocabulary
             how = first, total, call.ignore_index, columns, call.function, call.backend
             found = ops.linear_grads(*head, *options, stats, *given, *wanted, *how)
-            if group is not None and wanted[0]:  # each rank has what its slice gives the hidden states, which all share
-                dist.all_reduce(found[0], group=group)
+            if wanted[0]:  # of a group each rank has what its slice gives the hidden states, which all share
+                found[0] = (found[0] if group is None else all_reduced(found[0], [group])).to(head[0].dtype)
         for at, grad in zip([at for at in range(3) if wanted[at]], found, strict=True):
             grads[at] = grad
         return tuple(grads)

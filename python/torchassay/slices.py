@@ -53,7 +53,7 @@ def finished(
     if swept:
         of_all = squares(stats)
         if group is not None:
-            dist.all_reduce(of_all, group=group)
+            all_reduced(of_all, [group])
         at = (call.signals & (BIT["grad_norm"] - 1)).bit_count()
         outputs.insert(at, of_all.sqrt().to(stats.dtype))
     return outputs, stats
@@ -125,10 +125,3 @@ def upstream_of(ctx, upstream: Sequence[Tensor | None]) -> list[Tensor | None]:
 def refuse_higher(call: Call) -> None:
     if call.vocabulary.group is not None and torch.is_grad_enabled() and not torch.compiler.is_compiling():
         raise RuntimeError(f"{call.function}: there is no second derivative (create_graph=True) with a group")
-
-
-def slice_scores(
-    input: Tensor, target: Tensor | None, options: Options, dim: int, call: Call, differentiable: int
-) -> Sequence[Tensor]:
-    """Signals of rows of which each rank of ``call.vocabulary`` holds a slice, shaped like the rows."""
-    return SliceScores.apply(input, target, *options.flat(), dim, *call, differentiable)
