@@ -54,11 +54,11 @@ class Part:
         """How many are here."""
         raise NotImplementedError
 
-    def agree(self, check: Callable[[], checks.Call], **same: object) -> checks.Call:
+    def agree(self, check: Callable[[], checks.Call], same: Callable[[], dict[str, object]]) -> checks.Call:
         """The call, after every rank has checked its own.
 
-        ``check`` looks at the arguments, which are taken by then. ``same`` are arguments, by name, that all ranks must
-        be given alike.
+        ``check`` looks at the arguments, which are taken by then. ``same`` are, by name, those arguments of the
+        function that all ranks must be given alike.
         """
 
         def look() -> checks.Call:
@@ -71,7 +71,7 @@ class Part:
         if self.group is None and self.layout is None:
             call, self.vocabulary = look(), Vocabulary(0, self.classes())
         else:
-            facts = self.function, self.group, self.layout, lambda: self._facts(look(), same)
+            facts = self.function, self.group, self.layout, lambda: self._facts(look(), same())
             call, self.vocabulary = agreed(*facts)
         if self.layout is None:
             self._check_range(self.vocabulary.total)  # the ranks have the same target: an error is everybody's
@@ -117,10 +117,10 @@ class Facts(NamedTuple):
     of_rows: dict[str, object]  # likewise, on all ranks that have slices of the same rows
 
 
-def contents(value: Tensor | None) -> str:
-    """What tells one tensor from another: on the CPU a checksum. On a GPU looking would mean waiting for it."""
-    if value is None:
-        return "none"
+def contents(value) -> str:
+    """What tells one value from another; of a CPU tensor a checksum. On a GPU looking would mean waiting for it."""
+    if not isinstance(value, Tensor):
+        return "none" if value is None else str(value)
     kind = f"{checks.dtype_name(value.dtype)} {tuple(value.shape)}"
     if value.device.type != "cpu":
         return kind

@@ -46,14 +46,20 @@ class Layout:
         """Of a linear head and its hidden states; those are this process's rows where they are no DTensor."""
         axes = [at for at, place in enumerate(linear_weight.placements) if place != Replicate()]
         if len(axes) != 1 or linear_weight.placements[axes[0]] != Shard(0):
-            expected = "sharded on dimension 0, its classes, along one dimension of the mesh and replicated along others"
-            raise checks.InputValueError(f"{function}: linear_weight must be {expected}, got {linear_weight.placements}")
+            expected = (
+                "sharded on dimension 0, its classes, along one dimension of the mesh and replicated along others"
+            )
+            raise checks.InputValueError(
+                f"{function}: linear_weight must be {expected}, got {linear_weight.placements}"
+            )
         rows: Sequence[Placement] = [Replicate()] * linear_weight.device_mesh.ndim
         if is_dtensor(input):
             rows, last = input.placements, input.dim() - 1
             same = input.device_mesh == linear_weight.device_mesh
             if not same or not _simple(rows) or rows[axes[0]] != Replicate() or Shard(last) in rows:
-                expected = "on linear_weight's mesh, replicated where that is sharded and otherwise at most cut into rows"
+                expected = (
+                    "on linear_weight's mesh, replicated where that is sharded and otherwise at most cut into rows"
+                )
                 raise checks.InputValueError(f"{function}: input must be {expected}, got {input.placements}")
         return cls(function, linear_weight, 0, rows)
 

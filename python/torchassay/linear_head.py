@@ -21,7 +21,7 @@ class LinearScores(torch.autograd.Function):
     def forward(ctx, input, linear_weight, linear_bias, target, weight, smoothing, temperatures, *call):
         temperature, softcap, z_loss, columns, *call, differentiable = call
         call = Call(*call)
-        first, total, _ = call.vocabulary
+        first, total, *_ = call.vocabulary
         head = input, linear_weight, linear_bias, target
         flat = weight, smoothing, temperatures, temperature, softcap, z_loss
         how = first, total, call.ignore_index, columns, call.function, call.backend
@@ -50,7 +50,7 @@ class LinearScores(torch.autograd.Function):
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # create_graph: the reference has one
             found = _by_reference(*head, Options.of(*options), call.ignore_index, given, wanted)
         else:
-            first, total, group = call.vocabulary
+            first, total, group, _ = call.vocabulary
             how = first, total, call.ignore_index, columns, call.function, call.backend
             found = ops.linear_grads(*head, *options, stats, *given, *wanted, *how)
             if wanted[0]:  # of a group each rank has what its slice gives the hidden states, which all share

@@ -59,7 +59,7 @@ class Shard(Part):
             rest = self.dim, self.options, self.ignore_index, extra
             return checks.score(self.function, self.input, self._labels(), signals, *rest)
 
-        call = self.agree(check)
+        call = self.agree(check, dict)
         self.input = self.input.detach()
         outputs = self._outputs(call, 0)
         scores = call.scores(outputs)
@@ -74,7 +74,7 @@ class Shard(Part):
             rest = self.dim, self.options, self.ignore_index, reduction
             return checks.cross_entropy(self.function, self.input, self._labels(), signals, *rest)
 
-        call = self.agree(check, reduction=reduction)
+        call = self.agree(check, lambda: {"reduction": reduction})
         rows, *outputs = self._outputs(call.with_loss(), BIT["loss"])
         of_rows = self.input, self.target, self.options.weight, self.ignore_index
         loss = self.vocabulary.reduced(rows, *of_rows, reduction)

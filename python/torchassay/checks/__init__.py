@@ -22,7 +22,7 @@ from torchassay.checks.arguments import (
     same_device,
     tensor,
 )
-from torchassay.checks.calls import Call, cross_entropy, log_prob, score, signal_of, signals
+from torchassay.checks.calls import Call, cross_entropy, known_reduction, log_prob, score, signal_of, signals
 from torchassay.checks.ensembles import Ensemble, ensemble
 from torchassay.checks.heads import binary, regression
 from torchassay.checks.linear import linear, workspace
@@ -44,6 +44,7 @@ __all__ = [
     "ensemble",
     "ignored_index",
     "integer",
+    "known_reduction",
     "labels",
     "linear",
     "log_prob",
