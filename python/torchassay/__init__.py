@@ -11,6 +11,7 @@ from torchassay.memory import SampleMemory, keep
 from torchassay.modules import CrossEntropyLoss, Scorer
 from torchassay.noise import FeatureNoise
 from torchassay.scores import SIGNALS, Scores
+from torchassay.selection import top_fraction
 
 __version__ = "0.1.0"
 
@@ -39,4 +40,5 @@ __all__ = [
     "score",
     "score_binary",
     "score_regression",
+    "top_fraction",
 ]

@@ -6,6 +6,7 @@ import os
 import shutil
 import socket
 import tempfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,36 @@ def cpu_group() -> dist.ProcessGroup | None:
     if world not in _groups:
         _groups[world] = dist.new_group(backend="gloo")
     return _groups[world]
+
+
+def checked_together(function: str, group: dist.ProcessGroup | None, check: Callable[[], Mapping]) -> None:
+    """Check a call that the ranks of ``group`` make together: an error on one is an error on all, so nobody waits for a
+    rank that has given up.
+
+    ``check`` raises, or returns by name what must be the same on all ranks. None: this process alone.
+    """
+    checks.process_group(function, group)
+    if group is None:
+        check()
+        return
+    error, mine = None, {}
+    try:
+        mine = check()
+    except Exception as raised:
+        error = raised
+    everyone: list = [None] * group.size()
+    dist.all_gather_object(everyone, (None if error is None else str(error), mine), group=group)
+    if error is not None:
+        raise error
+    for rank, (message, _) in enumerate(everyone):
+        if message is not None:
+            raise checks.InputValueError(f"{function}: rank {rank} of the group could not go on: {message}")
+    for rank, (_, theirs) in enumerate(everyone):
+        for name, value in theirs.items():
+            expected = everyone[0][1][name]
+            if value != expected:
+                got = f"{expected} on rank 0 and {value} on rank {rank}"
+                raise checks.InputValueError(f"{function}: {name} must be the same on all ranks, got {got}")
 
 
 class Replicas:

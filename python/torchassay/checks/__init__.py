@@ -12,10 +12,12 @@ from torchassay.checks.arguments import (
     by_row,
     class_range,
     dtype_name,
+    floating,
     ignored_index,
     integer,
     labels,
     logits,
+    mask_of,
     out_of_range,
     probabilities,
     process_group,
@@ -26,6 +28,7 @@ from torchassay.checks.calls import Call, cross_entropy, log_prob, score, signal
 from torchassay.checks.ensembles import Ensemble, ensemble
 from torchassay.checks.heads import binary, regression
 from torchassay.checks.options import draws, logit_noise, loss_options, seed_of, temperatures
+from torchassay.checks.selection import top_fraction
 
 __all__ = [
     "FLOATS",
@@ -41,6 +44,7 @@ __all__ = [
     "draws",
     "dtype_name",
     "ensemble",
+    "floating",
     "ignored_index",
     "integer",
     "labels",
@@ -48,6 +52,7 @@ __all__ = [
     "logit_noise",
     "logits",
     "loss_options",
+    "mask_of",
     "out_of_range",
     "probabilities",
     "process_group",
@@ -59,4 +64,5 @@ __all__ = [
     "signals",
     "temperatures",
     "tensor",
+    "top_fraction",
 ]

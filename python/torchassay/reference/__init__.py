@@ -7,6 +7,7 @@ from torchassay.reference.functional import cross_entropy, entropy, log_prob, lo
 from torchassay.reference.heads import head_scores, score_binary, score_regression
 from torchassay.reference.options import capped, inverse_of, option_grads, option_scores
 from torchassay.reference.rows import by_class, exp_difference, labels, row_grads, row_scores, scaled
+from torchassay.reference.selection import top_fraction
 
 __all__ = [
     "by_class",
@@ -32,4 +33,5 @@ __all__ = [
     "score",
     "score_binary",
     "score_regression",
+    "top_fraction",
 ]
