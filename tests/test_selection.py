@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 import torchassay as ta
 from ranks import on_ranks
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensorMode
 from torchassay import selection
 from torchassay.checks import InputTypeError, InputValueError
 
@@ -54,7 +54,7 @@ def tied(n: int, seed: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("fraction", FRACTIONS)
 def test_any_bit_patterns(function, dtype, fraction):
-    """Every one of the 16-bit values, and as many random ones of the wider dtypes: zeros, subnormals, NaN, infinities."""
+    """Every one of the 16-bit values, and random ones of the wider dtypes."""
     bits = DTYPES[dtype]
     if bits == torch.int16:
         patterns = torch.arange(-(1 << 15), 1 << 15)[torch.randperm(1 << 16, generator=generator(1))].to(bits)
@@ -140,12 +140,14 @@ def test_more_values_than_float32_can_count():
     assert torch.equal(ta.top_fraction(values, 0.2), expected)
 
 
-def test_nothing_depends_on_what_a_device_holds():
+def test_the_host_never_looks_at_a_number():
     """A fake tensor has no numbers: to read one, or to wait for a shape that depends on them, is an error."""
     with FakeTensorMode():
-        values = torch.empty(5, 7, device="cuda", dtype=torch.bfloat16)
+        values = torch.empty(5, 7, dtype=torch.bfloat16)
         found = ta.top_fraction(values, 0.2, values > 0)
-        assert found.shape == (5, 7) and found.dtype == torch.bool and found.device.type == "cuda"
+        assert found.shape == (5, 7) and found.dtype == torch.bool
+        with pytest.raises(DynamicOutputShapeException):
+            ta.reference.top_fraction(values, 0.2)  # which does look
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch", "ignore::FutureWarning:torch")
@@ -210,9 +212,11 @@ def go_wrong(rank: int) -> list[str]:
     heard = []
     for function in (ta.top_fraction, ta.reference.top_fraction):
         for values, fraction, mask in calls:
-            with pytest.raises((InputValueError, InputTypeError)) as error:
-                function(values, fraction, mask, group=world)
-            heard.append(f"{type(error.value).__name__}: {error.value}")
+            try:
+                found = function(values, fraction, mask, group=world)
+                heard.append(str(found.tolist()))
+            except (InputValueError, InputTypeError) as error:  # kept, it would keep the group alive
+                heard.append(f"{type(error).__name__}: {error}")
         heard.append(str(function(torch.arange(4.0) + rank, 0.5, group=world).tolist()))
     return heard
 

@@ -44,15 +44,13 @@ def checked_together(function: str, group: dist.ProcessGroup | None, check: Call
     if group is None:
         check()
         return
-    error, mine = None, {}
+    everyone: list = [None] * group.size()
     try:
         mine = check()
-    except Exception as raised:
-        error = raised
-    everyone: list = [None] * group.size()
-    dist.all_gather_object(everyone, (None if error is None else str(error), mine), group=group)
-    if error is not None:
-        raise error
+    except Exception as error:
+        dist.all_gather_object(everyone, (str(error), {}), group=group)
+        raise
+    dist.all_gather_object(everyone, (None, mine), group=group)
     for rank, (message, _) in enumerate(everyone):
         if message is not None:
             raise checks.InputValueError(f"{function}: rank {rank} of the group could not go on: {message}")

@@ -10,7 +10,7 @@ from torchassay import checks
 from torchassay.distributed import checked_together
 
 BITS = 11  # of the key that one histogram resolves: 16 KiB of counts, which is what ranks exchange
-PART = 1 << 20  # values that are counted at once, so that what they need beside them stays small
+PART, PART_OF_A_GPU = 1 << 15, 1 << 22  # values looked at together, so that what is made of them stays small
 PATTERNS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # by the bytes of a value
 
 
@@ -45,9 +45,10 @@ def top_fraction(
 
     An order-preserving integer stands for each value. Histograms of it find the threshold, eleven bits at a time from
     the top (a radix select): two of them for 16-bit values, three for float32, six for float64. There may be any number
-    of values (`torch.quantile` takes up to 2^24). The ranks exchange 16 KiB a histogram, however many values they have,
-    and before it what each found of its arguments, so that an error on one is an error on all. For that the host waits.
-    Without a group nothing waits for a GPU, and a CUDA graph can capture the call.
+    of values (`torch.quantile` takes up to 2^24), and what the call needs beside them and its result does not grow with
+    it. The ranks exchange 16 KiB a histogram, however many values they have, and before it what each found of its
+    arguments, so that an error on one is an error on all. For that the host waits. Without a group nothing waits for a
+    GPU, and a CUDA graph can capture the call.
 
     Example:
         >>> import torch, torchassay as ta
@@ -60,51 +61,64 @@ def top_fraction(
     checked_together("top_fraction", group, lambda: checks.top_fraction("top_fraction", values, fraction, mask))
     with torch.no_grad():
         flat = values.reshape(-1)
-        counted = ~flat.isnan() if mask is None else mask.reshape(-1) & ~flat.isnan()
-        keys = _keys(flat)
-        threshold, equal_ones = _threshold(keys, counted, 8 * values.element_size(), fraction, group)
-        equal = counted & (keys == threshold)
+        size = PART if flat.device.type == "cpu" else PART_OF_A_GPU
+        parts = flat.split(size)
+        parts = list(zip(parts, [None] * len(parts) if mask is None else mask.reshape(-1).split(size), strict=True))
+        threshold, left, equal_here = _threshold(parts, fraction, group)
         if group is not None:
-            mine = equal.sum().view(1)
-            everyone = mine.new_empty(group.size())
-            dist.all_gather_into_tensor(everyone, mine, group=group)
-            equal_ones = equal_ones - everyone[: group.rank()].sum()  # those on the ranks before this one go first
-        found = counted & (keys > threshold) | equal & (equal.cumsum(0) <= equal_ones)
-        return found.view(values.shape)
+            by_rank = left.new_zeros(group.size())
+            by_rank[group.rank()] = equal_here
+            dist.all_reduce(by_rank, group=group)
+            left = left - by_rank[: group.rank()].sum()  # those on the ranks before this one go first
+        found = []
+        for part in parts:
+            keys, counted = _keys(*part)
+            equal = counted & (keys == threshold)
+            found.append(counted & (keys > threshold) | equal & (equal.cumsum(0) <= left))
+            left = left - equal.sum()
+        return torch.cat(found).view(values.shape)
 
 
-def _keys(flat: Tensor) -> Tensor:
-    """Integers in the order of the values: their bits, sign and magnitude, as two's complement."""
-    bits = flat.view(PATTERNS[flat.element_size()])
+def _keys(part: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Integers in the order of the values, which are their bits, sign and magnitude, as two's complement; and which
+    values count."""
+    bits = part.view(PATTERNS[part.element_size()])
     lowest = torch.iinfo(bits.dtype).min  # the sign alone, which is -0.0
     keys = torch.where(bits < 0, lowest - bits, bits)
-    return keys.int() if keys.dtype == torch.int16 else keys  # room to subtract
+    if keys.dtype == torch.int16:
+        keys = keys.int()  # room to subtract
+    counted = part == part
+    return keys, counted if mask is None else counted & mask
 
 
 def _threshold(
-    keys: Tensor, counted: Tensor, width: int, fraction: float, group: dist.ProcessGroup | None
-) -> tuple[Tensor, Tensor]:
-    """The key of the last value that is selected, and how many of those equal to it are; both 0-d.
+    parts: list[tuple[Tensor, Tensor | None]], fraction: float, group: dist.ProcessGroup | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The key of the last value that is selected, how many of those equal to it are, and how many are here; all 0-d.
 
     Every level counts the keys that begin with the bits found so far by their next bits.
     """
-    wanted, first, shift = None, 0, width
+    values = parts[0][0]
+    wanted, first, shift = None, 0, 8 * values.element_size()
     while shift:
         bits = min(BITS, shift)
         shift -= bits
         size = 1 << bits
         first = -(size >> 1) if wanted is None else first << bits  # the lowest of this level's prefixes
-        counts = keys.new_zeros(size, dtype=torch.int64)
-        for part, valid in zip(keys.split(PART), counted.split(PART), strict=True):
-            bucket = (part >> shift) - first  # what wraps around is no bucket either
-            inside = valid & (bucket >= 0) & (bucket < size)
-            counts.scatter_add_(0, (bucket & (size - 1)).long(), inside.long())
+        counts = here = values.new_zeros(size, dtype=torch.int64)
+        for part in parts:
+            keys, counted = _keys(*part)
+            bucket = (keys >> shift) - first  # what wraps around is no bucket either
+            inside = counted & (bucket >= 0) & (bucket < size)
+            here.scatter_add_(0, (bucket & (size - 1)).long(), inside.long())
         if group is not None:
+            counts = here.clone()
             dist.all_reduce(counts, group=group)
         if wanted is None:
             wanted = (counts.sum().double() * fraction + (0.5 + 5e-7)).floor().long()
         from_above = counts.flip(0).cumsum(0)
         short = from_above < wanted  # buckets, from above, that lie wholly above the threshold
         wanted = wanted - (from_above * short).amax()
-        first = first + (size - 1 - short.sum())
-    return first, wanted
+        bucket = size - 1 - short.sum()
+        first = first + bucket
+    return first, wanted, here.take(bucket)
