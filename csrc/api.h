@@ -36,6 +36,8 @@ struct Targets {
     const void* data;  // [N] dense, or null
     bool wide;         // int64, else int32
     int64_t ignore_index;
+    // The rows' classes are those from `first` on of `total`; 0: there are no others. Only for the functions that say so.
+    int64_t first = 0, total = 0;
 };
 
 // One upstream gradient: [N] with any stride, or null. float32, float64 for float64 rows.
@@ -69,8 +71,30 @@ void row_grads(const Rows& rows, const Targets& targets, const void* stats, cons
 // The same under options. kStats are [7, N] here: m, u, z, r, rest, mu, beta (LinearLoss of row_stats.h).
 int64_t option_scores(const Rows& rows, const Targets& targets, const Options& options, void* const out[kSlots],
                       int threads);
+// The classes may be a slice of all (Targets::first), the options' weights those of the slice; then without
+// probabilities.
 void option_grads(const Rows& rows, const Targets& targets, const Options& options, const void* stats,
                   const Upstream& grad_loss, const Upstream& grad_entropy, void* out, int threads);
+
+// The states of rows of which a slice of the classes is at hand: torchassay/reference/states.py. float32, float64 for
+// float64 rows.
+struct States {
+    void* numbers;   // [parts, 6, N]: m, u, R, T, Q, x_y; with label smoothing [parts, 9, N]: and rest, gap, top
+    int64_t* k;      // [parts, N]
+    int64_t parts;   // slices, in the order of their classes
+    int64_t count;   // N
+    bool wide;       // float64
+    bool smoothed;   // nine numbers
+};
+
+// The state of a slice (Targets::first) into `out`, of one part.
+void row_states(const Rows& rows, const Targets& targets, const Options& options, const States& out, int threads);
+// The state of all slices into `out`, of one part. Of the options only temperature and softcap are read.
+void merge_states(const States& states, const Options& options, const States& out, int threads);
+// As option_scores, from the states of slices that together hold all classes (targets.total); the options' weight is
+// [N], that of each target's class. The norm of the gradient is NaN under label smoothing with weights or a softcap.
+int64_t finish_states(const States& states, const Targets& targets, const Options& options, void* const out[kSlots],
+                      int threads);
 
 // What stands on a sample's outputs instead of a softmax over classes: a sigmoid on each, or nothing.
 enum class Head : int { kBinary, kMse, kL1, kHuber };
@@ -172,6 +196,13 @@ void option_scores(const Rows& rows, const Targets& targets, const Options& opti
                    void* workspace, const Place& place);
 void option_grads(const Rows& rows, const Targets& targets, const Options& options, const void* stats,
                   const Upstream& grad_loss, const Upstream& grad_entropy, void* out, const Place& place);
+// Bytes of device memory that row_states needs besides, aligned to 16.
+int64_t row_states_workspace(const Rows& rows, int device);
+void row_states(const Rows& rows, const Targets& targets, const Options& options, const States& out, void* workspace,
+                const Place& place);
+void merge_states(const States& states, const Options& options, const States& out, const Place& place);
+void finish_states(const States& states, const Targets& targets, const Options& options, void* const out[kSlots],
+                   const Place& place);
 void uniforms(const int64_t* row_id, int64_t count, const Seed& seed, uint32_t step, float* out, const Place& place);
 void normals(const int64_t* row_id, int64_t rows, const Seed& seed, int purpose, uint32_t draw, int64_t columns,
              bool uniform, float* out, const Place& place);

@@ -27,7 +27,8 @@ from torchassay.checks.arguments import (
 from torchassay.checks.calls import Call, cross_entropy, log_prob, score, signal_of, signals
 from torchassay.checks.ensembles import Ensemble, ensemble
 from torchassay.checks.heads import binary, regression
-from torchassay.checks.options import draws, logit_noise, loss_options, seed_of, temperatures
+from torchassay.checks.linear import linear, workspace
+from torchassay.checks.options import draws, loss_options, noise, seed_of, temperatures
 from torchassay.checks.selection import top_fraction
 
 __all__ = [
@@ -48,11 +49,12 @@ __all__ = [
     "ignored_index",
     "integer",
     "labels",
+    "linear",
     "log_prob",
-    "logit_noise",
     "logits",
     "loss_options",
     "mask_of",
+    "noise",
     "out_of_range",
     "probabilities",
     "process_group",
@@ -65,4 +67,5 @@ __all__ = [
     "temperatures",
     "tensor",
     "top_fraction",
+    "workspace",
 ]

@@ -25,22 +25,22 @@ from torchassay.ops.rows import SLOTS, STATS_SLOT, asked_slots, empty_outputs
 from torchassay.options import Options
 from torchassay.reference.options import STATS_ROWS
 
-_OPTIONS = (
+OPTIONS = (
     "Tensor? weight, float label_smoothing, Tensor? temperature_rows, float temperature, float softcap, float z_loss"
 )
 torch.library.define(
     "torchassay::option_scores",
-    f"(Tensor input, Tensor? target, {_OPTIONS}, int dim, int ignore_index, int signals, str function, str backend)"
+    f"(Tensor input, Tensor? target, {OPTIONS}, int dim, int ignore_index, int signals, str function, str backend)"
     " -> Tensor[]",
 )
 torch.library.define(
     "torchassay::option_grads",
-    f"(Tensor input, Tensor? target, {_OPTIONS}, Tensor stats, Tensor? grad_loss, Tensor? grad_entropy, int dim,"
-    " int ignore_index, str function, str backend) -> Tensor",
+    f"(Tensor input, Tensor? target, {OPTIONS}, Tensor stats, Tensor? grad_loss, Tensor? grad_entropy, int dim,"
+    " int ignore_index, str function, str backend, int first=0, int total=0) -> Tensor",
 )
 
 
-class _Inputs:
+class Inputs:
     """A call's tensors as the kernels read them: dense, and in the dtype that they compute in."""
 
     def __init__(
@@ -108,7 +108,7 @@ def _option_scores(
     outputs = empty_outputs(input, dim, asked, STATS_ROWS)
     if not outputs or input.numel() == 0:
         return outputs
-    given = _Inputs(input, target, weight, temperature_rows, dim, backend)
+    given = Inputs(input, target, weight, temperature_rows, dim, backend)
     if backend == "triton":
         from torchassay.triton_kernels.option_scores import option_scores
 
@@ -141,7 +141,8 @@ def _option_scores(
     return outputs
 
 
-def _option_grads(
+def write_option_grads(
+    grad: Tensor,  # as `empty_grad` would be
     input: Tensor,
     target: Tensor | None,
     weight: Tensor | None,
@@ -157,16 +158,20 @@ def _option_grads(
     ignore_index: int,
     function: str,
     backend: str,
-) -> Tensor:
-    backend = choose(function, input.device.type, input.dtype, input.shape[dim], backend)
+    first: int = 0,  # the input's classes are those from here on
+    total: int = 0,  # of so many; 0: there are no others
+) -> None:
+    """The op option_grads, into memory that is there."""
+    total = total or input.shape[dim]
+    backend = choose(function, input.device.type, input.dtype, total, backend)
     if backend == "reference":
         options = Options.of(weight, label_smoothing, temperature_rows, temperature, softcap, z_loss)
-        grad = reference.option_grads(input, target, options, stats, grad_loss, grad_entropy, dim, ignore_index)
-        return empty_grad(input, dim).copy_(grad)
-    grad = empty_grad(input, dim)
+        upstream = grad_loss, grad_entropy
+        grad.copy_(reference.option_grads(input, target, options, stats, *upstream, dim, ignore_index, first, total))
+        return
     if grad.numel() == 0:
-        return grad
-    given = _Inputs(input, None if grad_loss is None else target, weight, temperature_rows, dim, backend)
+        return
+    given = Inputs(input, None if grad_loss is None else target, weight, temperature_rows, dim, backend)
     upstream = [None if g is None else g.to(stats.dtype).reshape(-1) for g in (grad_loss, grad_entropy)]
     if backend == "triton":
         from torchassay.triton_kernels.option_grads import option_grads
@@ -178,18 +183,26 @@ def _option_grads(
                 *(given.labels, given.probabilities, given.weight, label_smoothing, by_row, softcap),
                 *(stats.view(STATS_ROWS, -1), *upstream, ignore_index, out),
             )
-        return grad
+        return
     call = (
         *given.addresses(input, ignore_index, label_smoothing, (temperature, softcap, z_loss)),
         stats.data_ptr(),
         *(number for g in upstream for number in ((0, 0) if g is None else (g.data_ptr(), g.stride(0)))),
-        grad.data_ptr(),
+        *(grad.data_ptr(), first, total),
     )
     if input.is_cuda:
         with current(input):
             native.cuda_option_grads(*call, *place(input))
     else:
         native.option_grads(*call, torch.get_num_threads())
+
+
+def _option_grads(
+    input, target, weight, smoothing, rows, number, softcap, z_loss, stats, grad_loss, grad_entropy, dim, *call
+) -> Tensor:
+    grad = empty_grad(input, dim)
+    options = weight, smoothing, rows, number, softcap, z_loss
+    write_option_grads(grad, input, target, *options, stats, grad_loss, grad_entropy, dim, *call)
     return grad
 
 

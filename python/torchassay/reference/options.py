@@ -45,16 +45,30 @@ def capped(x: Tensor, softcap: float | None) -> tuple[Tensor, Tensor | float]:
     return torch.where(x.isinf(), x, softcap * tanh), 1 - tanh * tanh
 
 
-def _target(target: Tensor, shape: torch.Size, x: Tensor, dim: int, ignore_index: int, options: Options) -> Target:
+def _target(
+    target: Tensor,
+    shape: torch.Size,
+    x: Tensor,
+    dim: int,
+    ignore_index: int,
+    options: Options,
+    first: int = 0,
+    total: int | None = None,
+) -> Target:
+    """Of classes ``first`` to ``first`` + C of ``total``: all there are, if None."""
     classes = x.shape[-1]
+    total = classes if total is None else total
     w = torch.ones(classes, dtype=x.dtype, device=x.device) if options.weight is None else options.weight.to(x.dtype)
-    spread = options.label_smoothing / classes * w
+    spread = options.label_smoothing / total * w
     if target.is_floating_point():
         b = spread + (1 - options.label_smoothing) * target.movedim(dim, -1).to(x.dtype) * w
         nowhere = torch.zeros((), dtype=torch.bool, device=x.device)
         return Target(b, None, nowhere, nowhere)
-    y, ignored, outside = labels(target, classes, ignore_index)
-    own = (1 - options.label_smoothing) * w[y]
+    y, ignored, outside = labels(target, total, ignore_index)
+    y = y - first
+    here = (y >= 0) & (y < classes)
+    y = torch.where(here, y, 0)
+    own = torch.where(here, (1 - options.label_smoothing) * w[y], 0)
     b = spread.expand(shape).scatter_add(-1, y.unsqueeze(-1), own.unsqueeze(-1))
     return Target(b, y, ignored, outside)
 
@@ -136,8 +150,12 @@ def option_grads(
     grad_entropy: Tensor | None,  # [...]
     dim: int,
     ignore_index: int,
+    first: int = 0,
+    total: int | None = None,
 ) -> Tensor:
     """d (sum grad_loss loss + grad_entropy entropy) / d input, in the input's dtype.
+
+    The input's classes may be those from ``first`` on of ``total``: the stats are of all.
 
     dx_j = slope_j / temperature (gL (beta p_j - b_j) + gH p_j (a_j - mu)),   a_j = (m - v_j) / temperature
     """
@@ -149,16 +167,18 @@ def option_grads(
     p = _softmax(v, m, u, z, r, by_class(inverse))
     gone = v == -torch.inf
     k = x.argmax(-1, keepdim=True)
+    is_top = v.gather(-1, k).squeeze(-1) == m  # of a slice without the top class no entry is the top's
     dx = torch.zeros_like(p)
     if grad_loss is not None:
-        t = _target(target, x.shape, x, dim, ignore_index, options)
+        t = _target(target, x.shape, x, dim, ignore_index, options, first, total)
+        entry = beta.unsqueeze(-1) * p - t.b
         top = _top_entry(r, c, rest, beta, t.b.gather(-1, k).squeeze(-1))
-        entry = (beta.unsqueeze(-1) * p - t.b).scatter(-1, k, top.unsqueeze(-1))
+        entry = entry.scatter(-1, k, torch.where(is_top, top, entry.gather(-1, k).squeeze(-1)).unsqueeze(-1))
         entry = grad_loss.to(x.dtype).unsqueeze(-1) * entry
         entry = entry.masked_fill(t.outside.unsqueeze(-1), torch.nan)
         dx = torch.where(t.ignored.unsqueeze(-1), 0, entry)  # also where an ignored row is poisoned
     if grad_entropy is not None:
-        a = torch.where(gone, 0, scaled(m.unsqueeze(-1) - v, by_class(inverse))).scatter(-1, k, 0)
+        a = torch.where(gone, 0, scaled(m.unsqueeze(-1) - v, by_class(inverse)))
         dx = dx + grad_entropy.to(x.dtype).unsqueeze(-1) * p * (a - mu.unsqueeze(-1))
     dx = torch.where(
         dx == 0, 0, scaled(dx * slope, by_class(inverse))
