@@ -6,7 +6,7 @@ import os
 import shutil
 import socket
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -34,32 +34,30 @@ def cpu_group() -> dist.ProcessGroup | None:
     return _groups[world]
 
 
-def checked_together(function: str, group: dist.ProcessGroup | None, check: Callable[[], Mapping]) -> None:
-    """Check a call that the ranks of ``group`` make together: an error on one is an error on all, so nobody waits for a
-    rank that has given up.
+def exchanged(
+    function: str, group: dist.ProcessGroup, count: int, check: Callable[[], Sequence[int]]
+) -> list[list[int]]:
+    """For each of ``count`` integers that ``check`` makes of a call's arguments, those of all ranks.
 
-    ``check`` raises, or returns by name what must be the same on all ranks. None: this process alone.
+    One small exchange, which on a GPU is waited for. What ``check`` raises is raised here, after the other ranks know
+    of it: an error on one rank is an error on every rank, and none waits for another.
     """
-    checks.process_group(function, group)
-    if group is None:
-        check()
-        return
-    everyone: list = [None] * group.size()
+    device = torch.device("cpu") if "gloo" in dist.get_backend(group) else torch.device("cuda")
+    everyone = torch.empty(dist.get_world_size(group), 1 + count, dtype=torch.int64, device=device)
+
+    def say(refused: bool, facts: Sequence[int]) -> None:
+        dist.all_gather(list(everyone), torch.tensor([refused, *facts], device=device), group=group)
+
     try:
-        mine = check()
-    except Exception as error:
-        dist.all_gather_object(everyone, (str(error), {}), group=group)
+        facts = check()
+    except (ValueError, TypeError, RuntimeError):
+        say(True, [0] * count)
         raise
-    dist.all_gather_object(everyone, (None, mine), group=group)
-    for rank, (message, _) in enumerate(everyone):
-        if message is not None:
-            raise checks.InputValueError(f"{function}: rank {rank} of the group could not go on: {message}")
-    for rank, (_, theirs) in enumerate(everyone):
-        for name, value in theirs.items():
-            expected = everyone[0][1][name]
-            if value != expected:
-                got = f"{expected} on rank 0 and {value} on rank {rank}"
-                raise checks.InputValueError(f"{function}: {name} must be the same on all ranks, got {got}")
+    say(False, facts)
+    refused, *found = everyone.t().tolist()
+    if any(refused):
+        raise checks.InputValueError(f"{function}: rank {refused.index(1)} of the group refused its arguments")
+    return found
 
 
 class Replicas:

@@ -7,7 +7,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from torchassay import checks
-from torchassay.distributed import checked_together
+from torchassay.distributed import exchanged
 
 BITS = 11  # of the key that one histogram resolves: 16 KiB of counts, which is what ranks exchange
 PART, PART_OF_A_GPU = 1 << 15, 1 << 22  # values looked at together, so that what is made of them stays small
@@ -58,7 +58,7 @@ def top_fraction(
         tensor([[False,  True, False, False],
                 [ True,  True, False, False]])
     """
-    checked_together("top_fraction", group, lambda: checks.top_fraction("top_fraction", values, fraction, mask))
+    checked(values, fraction, mask, group)
     with torch.no_grad():
         flat = values.reshape(-1)
         size = PART if flat.device.type == "cpu" else PART_OF_A_GPU
@@ -77,6 +77,27 @@ def top_fraction(
             found.append(counted & (keys > threshold) | equal & (equal.cumsum(0) <= left))
             left = left - equal.sum()
         return torch.cat(found).view(values.shape)
+
+
+def checked(values: Tensor, fraction: float, mask: Tensor | None, group: dist.ProcessGroup | None) -> None:
+    """Check a call, with a group on all its ranks together."""
+    function = "top_fraction"
+    checks.process_group(function, group)
+    if group is None:
+        checks.top_fraction(function, values, fraction, mask)
+        return
+
+    def said() -> tuple[int, int]:
+        checks.top_fraction(function, values, fraction, mask)
+        bits = torch.tensor(fraction, dtype=torch.float64).view(torch.int64)
+        return checks.FLOATS.index(values.dtype), int(bits)
+
+    dtypes, bits = exchanged(function, group, 2, said)
+    names = [checks.dtype_name(checks.FLOATS[dtype]) for dtype in dtypes]
+    for what, given in (("dtype", names), ("fraction", torch.tensor(bits).view(torch.float64).tolist())):
+        if len(set(given)) > 1:
+            expected = f"every rank of the group must be given the same {what}"
+            raise checks.InputValueError(f"{function}: {expected}, got {given}")
 
 
 def _keys(part: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from torchassay.checks.arguments import NUMBERS, InputTypeError, InputValueError, dtype_name, floating, mask_of
+from torchassay.checks.arguments import NUMBERS, InputTypeError, InputValueError, floating, mask_of
 
 
-def top_fraction(function: str, values: Tensor, fraction: float, mask: Tensor | None) -> dict[str, str | float]:
-    """Check a call; what its ranks must agree on, by name."""
+def top_fraction(function: str, values: Tensor, fraction: float, mask: Tensor | None) -> None:
     floating(function, "values", values)
     if isinstance(fraction, bool) or not isinstance(fraction, NUMBERS):
         raise InputTypeError(f"{function}: fraction must be a number, got {type(fraction).__name__}")
@@ -16,4 +15,3 @@ def top_fraction(function: str, values: Tensor, fraction: float, mask: Tensor | 
         raise InputValueError(f"{function}: fraction must be in [0, 1], got {fraction}")
     if mask is not None:
         mask_of(function, values, mask)
-    return {"the dtype of values": dtype_name(values.dtype), "fraction": float(fraction)}

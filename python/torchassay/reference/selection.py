@@ -8,8 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from torchassay import checks
-from torchassay.distributed import checked_together
+from torchassay.selection import checked
 
 
 def top_fraction(
@@ -20,7 +19,7 @@ def top_fraction(
     group: dist.ProcessGroup | None = None,
 ) -> Tensor:
     """`torchassay.top_fraction` by a stable sort, for which every rank gathers the values of all."""
-    checked_together("top_fraction", group, lambda: checks.top_fraction("top_fraction", values, fraction, mask))
+    checked(values, fraction, mask, group)
     flat = values.detach().reshape(-1)
     counted = ~flat.isnan()
     if mask is not None:
