@@ -9,11 +9,12 @@ import torch.distributed as dist
 from torch import Tensor
 
 from torchassay import checks, ops, reference
-from torchassay.agreement import Part, contents
+from torchassay.agreement import contents
 from torchassay.backends import for_op
 from torchassay.history import History
 from torchassay.linear_head import LinearScores
 from torchassay.options import Noise, Options
+from torchassay.part import Part
 from torchassay.philox import Purpose, seed_parts
 from torchassay.scores import BIT, ROW_BITS, TARGET_SIGNALS
 from torchassay.slices import Call, finished

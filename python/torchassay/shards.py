@@ -8,10 +8,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from torchassay import checks
-from torchassay.agreement import Part
 from torchassay.backends import for_op
 from torchassay.history import History
 from torchassay.options import Noise, Options
+from torchassay.part import Part
 from torchassay.scores import BIT, Scores
 from torchassay.slices import Call, SliceScores
 from torchassay.vocabulary import is_dtensor
