@@ -105,7 +105,7 @@ class SliceScores(torch.autograd.Function):
 
 
 def _shaped(stats: Tensor, input: Tensor, dim: int) -> Tensor:
-    return stats.view(-1, *input.shape[:dim], *input.shape[dim + 1 :])
+    return stats.view(len(stats), *input.shape[:dim], *input.shape[dim + 1 :])
 
 
 def keep(ctx, signals: int, differentiable: int, outputs: Sequence[Tensor]) -> None:

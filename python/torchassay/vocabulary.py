@@ -72,7 +72,7 @@ def gathered(
     of_all = everyone[:, :count].contiguous().view(numbers.dtype)
     if own is not None:
         own = everyone[:, count + 1].contiguous().view(numbers.dtype).sum(0)
-    return of_all, everyone[:, count].long(), own
+    return of_all, everyone[:, count].contiguous().long(), own
 
 
 def is_dtensor(value) -> bool:
