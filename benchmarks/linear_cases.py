@@ -53,7 +53,7 @@ SCORERS: dict[str, Call] = {
 }
 
 
-def _steps(hidden: Tensor, weight: Tensor, loss: Callable[[Tensor, Tensor], Tensor]) -> dict[str, Tensor]:
+def steps(hidden: Tensor, weight: Tensor, loss: Callable[[Tensor, Tensor], Tensor]) -> dict[str, Tensor]:
     leaves = [hidden.detach().requires_grad_(), weight.detach().requires_grad_()]
     value = loss(*leaves)
     of_hidden, of_weight = torch.autograd.grad(value, leaves)
@@ -62,11 +62,11 @@ def _steps(hidden: Tensor, weight: Tensor, loss: Callable[[Tensor, Tensor], Tens
 
 def ours_trained(hidden: Tensor, weight: Tensor, target: Tensor) -> dict[str, Tensor]:
     three = ("loss", "entropy", "grad_norm")
-    return _steps(hidden, weight, lambda h, w: ta.linear_cross_entropy(h, w, target, signals=three)[0])
+    return steps(hidden, weight, lambda h, w: ta.linear_cross_entropy(h, w, target, signals=three)[0])
 
 
 def torch_trained(hidden: Tensor, weight: Tensor, target: Tensor) -> dict[str, Tensor]:
-    return _steps(hidden, weight, lambda h, w: F.cross_entropy(F.linear(h, w), target))
+    return steps(hidden, weight, lambda h, w: F.cross_entropy(F.linear(h, w), target))
 
 
 def products(hidden: Tensor, weight: Tensor, target: Tensor) -> dict[str, Tensor]:
@@ -87,7 +87,7 @@ if hasattr(F, "linear_cross_entropy") and hasattr(torch.nn, "LinearCrossEntropyO
 
     def chunked_by_torch(hidden: Tensor, weight: Tensor, target: Tensor) -> dict[str, Tensor]:
         options = torch.nn.LinearCrossEntropyOptions()
-        return _steps(hidden, weight, lambda h, w: F.linear_cross_entropy(h, w, target, options=options))
+        return steps(hidden, weight, lambda h, w: F.linear_cross_entropy(h, w, target, options=options))
 
     TRAINERS["F.linear_cross_entropy, chunked"] = chunked_by_torch
 
