@@ -86,7 +86,7 @@ class LinearRows(Part):
             extra = "" if history is None else checks.signal_of(history, self.function)
             of_rows = self.target, signals, self.options, self.ignore_index, extra, noise
             call = checks.linear(self.function, self.input, self.weight, self.bias, *of_rows)
-            self._cut(self.input.shape[:-1].numel(), 2, most)
+            self._cut(self.input.shape[:-1].numel(), 2 if differentiable else 1, most)
             if skip_ignored and set(call.names) <= set(TARGET_SIGNALS) and _may_wait(self.input):
                 self.counted = (self.target.reshape(-1) != self.ignore_index).nonzero().squeeze(-1)
             return call
