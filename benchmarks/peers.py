@@ -54,10 +54,8 @@ def cut_head() -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     return linear_cross_entropy
 
 
-HEADS = {
-    "liger-kernel, fused linear": liger_head,
-    "cut-cross-entropy": cut_head,
-}  # (hidden, weight, target) -> mean loss
+# the mean loss of hidden states, a head and targets
+HEADS = {"liger-kernel, fused linear": liger_head, "cut-cross-entropy": cut_head}
 PEERS = {
     "liger-kernel": liger_kernel,
     "quack-kernels": quack,
