@@ -54,7 +54,8 @@ class LinearScores(torch.autograd.Function):
             how = first, total, call.ignore_index, columns, call.function, call.backend
             found = ops.linear_grads(*head, *options, stats, *given, *wanted, *how)
             if wanted[0]:  # of a group each rank has what its slice gives the hidden states, which all share
-                found[0] = (found[0] if group is None else all_reduced(found[0], [group])).to(head[0].dtype)
+                dx, *found = found
+                found = [(dx if group is None else all_reduced(dx, [group])).to(head[0].dtype), *found]
         for at, grad in zip([at for at in range(3) if wanted[at]], found, strict=True):
             grads[at] = grad
         return tuple(grads)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -69,7 +70,8 @@ class Part:
         if self.group is None and self.layout is None:
             call, self.vocabulary = look(), Vocabulary(0, self.classes())
         else:
-            call, self.vocabulary = self._agreed(look, same)
+            agreed = torch.compiler.disable(self._agreed) if torch.compiler.is_compiling() else self._agreed
+            call, self.vocabulary = agreed(look, same)
         if self.layout is None:
             self._check_range(self.vocabulary.total)  # the ranks have the same target: an error is everybody's
         return call
