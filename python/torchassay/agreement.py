@@ -37,7 +37,7 @@ def agreed(function: str, groups: Sequence[dist.ProcessGroup], check: Callable[[
         error = refusal
     counts: list[int] = []
     for group in groups:
-        facts = mine.same if counts else {**mine.same, **mine.same_in_first}
+        facts = mine.same if counts else {**mine.same_in_first, **mine.same}
         facts = {name: str(value) for name, value in facts.items()}
         numbers = error is not None, zlib.crc32(repr(facts).encode()), mine.count
         refused, checksums, of_ranks = _exchanged(numbers, group)

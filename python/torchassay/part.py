@@ -98,8 +98,7 @@ class Part:
         return found[0], Vocabulary(sum(classes[: dist.get_rank(self.group)]), sum(classes), self.group)
 
     def _facts(self, call: checks.Call, same: dict[str, object]) -> Facts:
-        options, target = self.options, self.target
-        by_row = isinstance(options.temperature, Tensor)
+        options = self.options
         device, dtype, shape = self.input.device.type, self.input.dtype, tuple(self.input.shape)
         of_all = {
             "function": self.function,
@@ -107,18 +106,19 @@ class Part:
             "dtype": checks.dtype_name(dtype),
             "signals": ", ".join(call.in_order),
             "ignore_index": self.ignore_index,
-            "target": "none" if target is None else "one",
             "weight": "none" if options.weight is None else "one",
             "label_smoothing": float(options.label_smoothing),
-            "temperature": "one a row" if by_row else float(options.temperature),
-            "softcap": options.softcap and float(options.softcap),
+            "softcap": None if options.softcap is None else float(options.softcap),
             "z_loss": float(options.z_loss),
             "backend": choose(self.function, device, dtype, self.classes(), self.backend or ""),
             **same,
         }
-        of_rows = {"shape of the rows": shape[: call.dim] + shape[call.dim + 1 :], "target": contents(target)}
+        of_rows = {"shape of the rows": shape[: call.dim] + shape[call.dim + 1 :], "target": contents(self.target)}
+        by_row = isinstance(options.temperature, Tensor)
         if by_row:
             of_rows["temperature"] = contents(options.temperature)
+        else:
+            of_all["temperature"] = float(options.temperature)
         if self.layout is not None:
             of_rows["number of classes"] = self.layout.total
         return Facts(of_all, of_rows, self.classes())
