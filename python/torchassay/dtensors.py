@@ -42,25 +42,24 @@ class Layout:
         return cls(function, input, dim, [_of_rows(place, dim) for place in input.placements])
 
     @classmethod
-    def of_head(cls, function: str, input: Tensor, linear_weight: DTensor) -> Layout:
-        """Of a linear head and its hidden states; those are this process's rows where they are no DTensor."""
-        axes = [at for at, place in enumerate(linear_weight.placements) if place != Replicate()]
-        if len(axes) != 1 or linear_weight.placements[axes[0]] != Shard(0):
-            expected = (
-                "sharded on dimension 0, its classes, along one dimension of the mesh and replicated along others"
-            )
-            raise checks.InputValueError(
-                f"{function}: linear_weight must be {expected}, got {linear_weight.placements}"
-            )
-        rows: Sequence[Placement] = [Replicate()] * linear_weight.device_mesh.ndim
+    def of_head(cls, function: str, input: Tensor, linear_weight: Tensor) -> Layout:
+        """Of a linear head and its hidden states, one of them a DTensor; plain states are the same on all the mesh."""
+        if not is_dtensor(linear_weight):
+            expected, got = "a DTensor where input is one", type(linear_weight).__name__
+            raise checks.InputTypeError(f"{function}: linear_weight must be {expected}, got {got}")
+        placements = linear_weight.placements
+        if [place for place in placements if place != Replicate()] != [Shard(0)]:
+            expected = "sharded on dimension 0, its classes, along one dimension of the mesh, replicated along others"
+            raise checks.InputValueError(f"{function}: linear_weight must be {expected}, got {placements}")
+        rows: Sequence[Placement] = [Replicate()] * len(placements)
         if is_dtensor(input):
-            rows, last = input.placements, input.dim() - 1
-            same = input.device_mesh == linear_weight.device_mesh
-            if not same or not _simple(rows) or rows[axes[0]] != Replicate() or Shard(last) in rows:
-                expected = (
-                    "on linear_weight's mesh, replicated where that is sharded and otherwise at most cut into rows"
-                )
-                raise checks.InputValueError(f"{function}: input must be {expected}, got {input.placements}")
+            rows, hidden = input.placements, Shard(input.dim() - 1)
+            if input.device_mesh != linear_weight.device_mesh:
+                got = f"{input.device_mesh} and {linear_weight.device_mesh}"
+                raise checks.InputValueError(f"{function}: input and linear_weight must have one mesh, got {got}")
+            if rows[placements.index(Shard(0))] != Replicate() or hidden in rows or not _simple(rows):
+                expected = "replicated where linear_weight is sharded, and elsewhere replicated or sharded by rows"
+                raise checks.InputValueError(f"{function}: input must be {expected}, got {rows}")
         return cls(function, linear_weight, 0, rows)
 
     def logits(self, value: DTensor) -> Tensor:
@@ -92,8 +91,8 @@ class Layout:
 
     def _sized(self, argument: str, mine: Tensor, dim: int) -> Tensor:
         if mine.shape[dim] != self.classes:
-            expected = f"cut as DTensor cuts {self.total} classes, {self.classes} on this rank"
-            raise checks.InputValueError(f"{self.function}: {argument} must be {expected}, got {mine.shape[dim]}")
+            expected = f"{self.classes} of the {self.total} classes on this rank, as DTensor cuts them"
+            raise checks.InputValueError(f"{self.function}: {argument} must hold {expected}, got {mine.shape[dim]}")
         return mine
 
 

@@ -82,7 +82,7 @@ def is_dtensor(value) -> bool:
 
 
 def refuse_dtensors(function: str, **given) -> None:
-    """None of the arguments by name is a DTensor."""
+    """None of the arguments by name is a DTensor, which has a group of its own."""
     for argument, value in given.items():
         if is_dtensor(value):
-            raise checks.InputTypeError(f"{function}: {argument} must be a plain Tensor here, got a DTensor")
+            raise checks.InputTypeError(f"{function}: {argument} must be a plain Tensor with a group, got a DTensor")
