@@ -1,5 +1,5 @@
-"""The CUDA kernels for slices of the classes, on the host: states against the reference in float64, what is made of them
-against the definition of the loss in extended precision."""
+"""The CUDA kernels for slices of the classes, on the host: states against the reference in float64, and what is made
+of them against the definition of the loss in extended precision."""
 
 import host_kernels
 import pytest
@@ -86,7 +86,7 @@ def test_no_target_and_a_target_of_32_bits(kernels):
 
 
 @pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)
-@pytest.mark.parametrize("width", [7, 1000, 5000, 9000])
+@pytest.mark.parametrize("width", [7, 5000, 9000])
 def test_a_state_has_the_same_bits_anywhere(width, dtype, kernels):
     """At any address and stride, alone, cut into spans or not."""
     x, y = noise(4, width).to(dtype), torch.tensor([width, 1, 4, width + 1])
@@ -113,7 +113,7 @@ def test_a_state_has_the_same_bits_anywhere(width, dtype, kernels):
 @pytest.mark.parametrize(("classes", "dtype"), [(33, torch.float32), (300, torch.bfloat16), (9000, torch.float16)])
 def test_signals_from_states(classes, dtype, parts, kernels):
     """Merged in one go, and first to one state; targets in every slice."""
-    for name in NAMES if parts == 3 else NAMES[parts % 3 :: 3]:
+    for name in NAMES[parts % 3 :: 3]:
         x, y, options = labelled(name, classes, dtype)
         numbers, k = states_of(kernels, x, y, options, edges(classes, parts))
         under = kernels.under(**of_targets(options, y))
@@ -129,9 +129,8 @@ def test_signals_from_states(classes, dtype, parts, kernels):
         exact = Exact(x, y, **options)
         for row, value in ((0, exact.m * exact.t.ravel()), (3, exact.r), (5, exact.mu), (6, exact.beta)):
             rtol = 4e-6 if options.get("softcap") is None else 2e-5
-            torch.testing.assert_close(
-                stats[row].double(), torch.from_numpy(value.astype(float)), rtol=rtol, atol=1e-30
-            )
+            true = torch.from_numpy(value.astype(float))
+            torch.testing.assert_close(stats[row].double(), true, rtol=rtol, atol=1e-30)
 
 
 @pytest.mark.parametrize("name", ["temperatures", "softcap"])
@@ -190,7 +189,7 @@ def test_poison_stays_in_its_row(classes, name, kernels):
             assert rows.isnan().all() if signal != "stats" else rows[0].isnan().all(), signal
 
 
-@pytest.mark.parametrize("width", [1, 5, 300, 1100, 8200])
+@pytest.mark.parametrize("width", [1, 300, 1100, 8200])
 @pytest.mark.parametrize("lowest", [-torch.inf, torch.finfo(torch.float32).min], ids=str)
 def test_masked_slices_take_no_part(lowest, width, kernels):
     """All of a slice at -inf, or at the lowest finite number, whose distance times a count is no number any more."""
@@ -199,7 +198,7 @@ def test_masked_slices_take_no_part(lowest, width, kernels):
     total = 2 * width + 40
     y = torch.tensor([width + 3, width, width + 9])
     slices = [slice(0, width), slice(width, width + 40), slice(width + 40, total)]
-    for options in ({}, {"temperature": 0.5}, {"weight": weights(total).add(0.5), "z_loss": 0.1}):
+    for options in ({"temperature": 0.5}, {"weight": weights(total).add(0.5), "z_loss": 0.1}):
         numbers, k = states_of(kernels, x, y, options, slices)
         if lowest == -torch.inf:
             assert (numbers[::2, 2:5] == 0).all() and (numbers[::2, :2] == lowest).all()
