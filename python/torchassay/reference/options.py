@@ -167,7 +167,8 @@ def option_grads(
     p = _softmax(v, m, u, z, r, by_class(inverse))
     gone = v == -torch.inf
     k = x.argmax(-1, keepdim=True)
-    is_top = v.gather(-1, k).squeeze(-1) == m  # of a slice without the top class no entry is the top's
+    # a slice may lack the top class; halfway, because v may be computed with another rounding here
+    is_top = v.gather(-1, k).squeeze(-1) > torch.where(u == -torch.inf, u, u + (m - u) / 2)
     dx = torch.zeros_like(p)
     if grad_loss is not None:
         t = _target(target, x.shape, x, dim, ignore_index, options, first, total)
@@ -179,6 +180,7 @@ def option_grads(
         dx = torch.where(t.ignored.unsqueeze(-1), 0, entry)  # also where an ignored row is poisoned
     if grad_entropy is not None:
         a = torch.where(gone, 0, scaled(m.unsqueeze(-1) - v, by_class(inverse)))
+        a = a.scatter(-1, k, torch.where(is_top, 0, a.gather(-1, k).squeeze(-1)).unsqueeze(-1))
         dx = dx + grad_entropy.to(x.dtype).unsqueeze(-1) * p * (a - mu.unsqueeze(-1))
     dx = torch.where(
         dx == 0, 0, scaled(dx * slope, by_class(inverse))
