@@ -99,8 +99,8 @@ int64_t finished(uintptr_t numbers, uintptr_t k, int64_t parts, int64_t count, b
                  uintptr_t target, bool wide_target, int64_t ignore_index, int64_t total, uintptr_t weight,
                  double label_smoothing, uintptr_t temperatures, double temperature, double softcap, double z_loss,
                  const py::sequence& out, int threads) {
-    const Options options{pointer(weight), nullptr, {pointer(temperatures), temperature}, label_smoothing, softcap,
-                          z_loss};
+    const Options options{pointer(weight), nullptr, {pointer(temperatures), temperature},
+                          label_smoothing, softcap, z_loss};
     const auto slots = slots_of(out);
     py::gil_scoped_release release;
     return finish_states(states_of(numbers, k, parts, count, wide, smoothed),
@@ -185,10 +185,6 @@ void chance(uintptr_t window, int64_t capacity, uintptr_t total, uintptr_t value
 }
 
 #ifdef TORCHASSAY_CUDA
-States states_at(uintptr_t numbers, uintptr_t k, int64_t parts, int64_t count, bool float64, bool smoothed) {
-    return {reinterpret_cast<void*>(numbers), reinterpret_cast<int64_t*>(k), parts, count, float64, smoothed};
-}
-
 int64_t cuda_workspace(int dtype, int64_t rows, int64_t classes, int device) {
     return cuda::row_scores_workspace(Rows{nullptr, Dtype(dtype), 1, rows, classes, 0, classes}, device);
 }
@@ -262,7 +258,7 @@ void cuda_states(uintptr_t data, int dtype, int64_t outer, int64_t inner, int64_
     py::gil_scoped_release release;
     cuda::row_states(rows, Targets{pointer(target), wide, ignore_index, first, total},
                      {pointer(weight), pointer(probabilities), by_row, label_smoothing, softcap, z_loss},
-                     states_at(numbers, k, 1, rows.count(), false, label_smoothing > 0),
+                     states_of(numbers, k, 1, rows.count(), false, label_smoothing > 0),
                      reinterpret_cast<void*>(workspace), {device, reinterpret_cast<void*>(stream)});
 }
 
@@ -272,8 +268,8 @@ void cuda_merge(uintptr_t numbers, uintptr_t k, int64_t parts, int64_t count, bo
     Options options{};
     options.temperature = {pointer(temperature_data), temperature}, options.softcap = softcap;
     py::gil_scoped_release release;
-    cuda::merge_states(states_at(numbers, k, parts, count, float64, smoothed), options,
-                       states_at(out, out_k, 1, count, float64, smoothed), {device, reinterpret_cast<void*>(stream)});
+    cuda::merge_states(states_of(numbers, k, parts, count, float64, smoothed), options,
+                       states_of(out, out_k, 1, count, float64, smoothed), {device, reinterpret_cast<void*>(stream)});
 }
 
 void cuda_finish(uintptr_t numbers, uintptr_t k, int64_t parts, int64_t count, bool float64, bool smoothed,
@@ -283,7 +279,7 @@ void cuda_finish(uintptr_t numbers, uintptr_t k, int64_t parts, int64_t count, b
     const Number by_row{pointer(temperature_data), temperature};
     const auto slots = slots_of(out);
     py::gil_scoped_release release;
-    cuda::finish_states(states_at(numbers, k, parts, count, float64, smoothed),
+    cuda::finish_states(states_of(numbers, k, parts, count, float64, smoothed),
                         Targets{pointer(target), wide, ignore_index, 0, total},
                         {pointer(weight), nullptr, by_row, label_smoothing, softcap, z_loss}, slots.data(),
                         {device, reinterpret_cast<void*>(stream)});
