@@ -139,10 +139,11 @@ def _merge(a: Slice, b: Slice, softcap: float | None, inverse: float | Tensor) -
         raw = distance(part.u)
         d = scaled(raw, inverse)
         c = torch.where(part.u == -torch.inf, 0, torch.exp(-d))
+        d = torch.where(c == 0, 0, d)  # that far below, R d may be infinite
         of_part = (part.R * c, c * (part.T + part.R * d), part.Q * (c * c))
         sums = [total + more for total, more in zip(sums, of_part, strict=True)]
         rest = rest + part.rest
-        away = torch.where((part.u == -torch.inf) & (u != -torch.inf), torch.inf, raw)  # masked classes that have b
+        away = torch.where(part.u == -torch.inf, torch.inf, raw)  # masked classes that have b
         gap = gap + part.gap + torch.where(part.rest == 0, 0, part.rest * away)
     x_y = torch.where(b.k < 0, b.x_y, a.x_y)
     k_a, k_b = _class_of(a.k), _class_of(b.k)
