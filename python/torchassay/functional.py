@@ -65,8 +65,10 @@ def score(
             ``select_prob``, float32, the probability with which Selective-Backprop picks each row.
         group: a process group whose ranks hold slices of the classes, in the order of ranks: ``input`` and ``weight``
             are this rank's slice, of any size, and ``target``, which counts the classes of all, is the same on every
-            rank. Every rank gets the scores. Not with noise or class probabilities. ``input`` may also be a DTensor
-            sharded on its class dimension.
+            rank, as is all else. Every rank gets the scores, and an error on one rank is an error on all. Not with
+            noise or class probabilities. ``input`` may also be a DTensor sharded on its class dimension, which needs no
+            group: then the scores are those of this process's rows. What is sent, and when a host waits for a GPU:
+            docs/vocabulary_parallel.md.
         backend: "native", "triton" or "reference" instead of the usual one (see `explain`).
 
     Returns:
@@ -141,7 +143,8 @@ def cross_entropy(
         label_smoothing: in [0, 1].
         dim: the class dimension. None is torch's rule: 1, or 0 for a single sample.
         signals: names among `torchassay.SIGNALS`: also return the `Scores` of the batch, from the same read.
-        temperature, softcap, group: as in `score`. With a group there is no second derivative.
+        temperature, softcap, group: as in `score`. With a group, or of a DTensor, there is no second derivative; the
+            gradient of a DTensor is one too, and its mean and sum are over the rows of all processes.
         z_loss: >= 0: every row's loss grows by z_loss lse^2, its squared log-sum-exp (PaLM, Chowdhery et al. 2022,
             section 5), before the reduction.
         backend: "native", "triton" or "reference" instead of the usual one (see `explain`).

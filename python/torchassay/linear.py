@@ -57,9 +57,12 @@ def linear_score(
             1024 classes of all rows take, if that is more.
         ignore_index, label_smoothing, temperature, softcap, seed, row_id, history, backend: as in `score`. With label
             smoothing and either class weights or a softcap, grad_norm takes the product with ``linear_weight`` twice.
-        group: a process group whose ranks hold the slices of the vocabulary in the order of ranks: ``linear_weight``,
-            ``linear_bias`` and ``weight`` are this rank's, ``input`` and ``target``, which counts the classes of all,
-            are the same on every rank. ``linear_weight`` may also be a DTensor sharded on its first dimension.
+        group: a process group whose ranks hold slices of the vocabulary, in the order of ranks: ``linear_weight``,
+            ``linear_bias`` and ``weight`` are this rank's slice, of any size; ``input`` and ``target``, which counts
+            the classes of all, are the same on every rank, as is all else. Every rank gets the scores, and an error on
+            one rank is an error on all. ``linear_weight`` may also be a DTensor sharded on its first dimension, which
+            needs no group, and ``input`` one that is replicated there. What is sent, and when a host waits for a GPU:
+            docs/vocabulary_parallel.md.
 
     Returns:
         `Scores` with one tensor [...] a signal, as `score`; on every rank of a group all of them.
@@ -127,7 +130,8 @@ def linear_cross_entropy(
     Args:
         input: hidden states, [..., D].
         linear_weight, linear_bias, weight, group: as in `linear_score`. With a group the gradient of ``input``, which
-            all ranks share, is summed over them.
+            all ranks share, is summed over them, in float32 too, and there is no second derivative. The gradients of
+            DTensors are DTensors, and their mean and sum are over the rows of all processes.
         target: class indices, [...]. Rows with ``ignore_index`` are left out before any product with linear_weight,
             unless a signal is asked for that needs no target; counting them waits for a GPU once, and is left out while
             a CUDA graph is captured.
