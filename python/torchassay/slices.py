@@ -71,10 +71,9 @@ class SliceScores(torch.autograd.Function):
         flat = weight, smoothing, temperatures, temperature, softcap, z_loss
         how = dim, first, total, call.ignore_index, call.function, call.backend
         numbers, k = ops.row_states(input, target, *flat, *how)
-        wide = input if input.dtype == torch.float64 else input.float()
 
         def squares(stats: Tensor) -> Tensor:
-            one = torch.ones_like(stats[0])
+            wide, one = input.to(stats.dtype), torch.ones_like(stats[0])
             grad = ops.option_grads(
                 wide, target, *flat, _shaped(stats, input, dim), one, None, dim, *how[3:], first, total
             )
