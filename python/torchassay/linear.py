@@ -89,6 +89,7 @@ def linear_score(
     function = "linear_score"
     options = given(weight, label_smoothing, temperature, softcap)
     noise = noise_given(feature_noise_std, feature_noise_draws, seed, row_id)
+    input, linear_weight, linear_bias = reference.autocast(input, linear_weight, linear_bias)
     extra = "" if history is None else checks.signal_of(history, function)
     target = plain(target)
     head = _Head(function, input, linear_weight, linear_bias, group)
@@ -150,7 +151,7 @@ def linear_cross_entropy(
         As `linear_score`.
     """
     function = "linear_cross_entropy"
-    input, linear_weight, linear_bias = _autocast(input, linear_weight, linear_bias)
+    input, linear_weight, linear_bias = reference.autocast(input, linear_weight, linear_bias)
     options = given(weight, label_smoothing, temperature, softcap, z_loss)
     target = plain(target)
     head = _Head(function, input, linear_weight, linear_bias, group)
@@ -193,7 +194,7 @@ def linear_log_prob_entropy(
         differentiable in input, linear_weight and linear_bias.
     """
     function = "linear_log_prob_entropy"
-    input, linear_weight, linear_bias = _autocast(input, linear_weight, linear_bias)
+    input, linear_weight, linear_bias = reference.autocast(input, linear_weight, linear_bias)
     options = given(None, 0.0, temperature, None)
     target = plain(target)
     head = _Head(function, input, linear_weight, linear_bias, group)
@@ -232,9 +233,9 @@ class _Head:
         function = self.function
 
         def check() -> Facts:
-            if reduction not in ("none", "mean", "sum"):
-                expected = "'none', 'mean' or 'sum'"
-                raise checks.InputValueError(f"{function}: reduction must be {expected}, got {reduction!r}")
+            checks.reduced_by(function, reduction)
+            if function != "linear_score":
+                checks.tensor(function, "target", target)
             checks.process_group(function, self.group)
             head = self.input, self.weight, self.bias
             call = checks.linear(function, *head, target, signals, options, ignore_index, extra, noise)
@@ -359,13 +360,3 @@ def _may_wait(input: Tensor) -> bool:
     if torch.compiler.is_compiling():
         return False
     return not (input.is_cuda and torch.cuda.is_current_stream_capturing())
-
-
-def _autocast(*tensors: Tensor | None) -> list[Tensor | None]:
-    """The operands of a linear layer as autocast would take them."""
-    kind = tensors[0].device.type if isinstance(tensors[0], Tensor) else "cpu"
-    if not torch.is_autocast_enabled(kind):
-        return list(tensors)
-    dtype = torch.get_autocast_dtype(kind)
-    cast = [t.to(dtype) if isinstance(t, Tensor) and t.dtype != torch.float64 else t for t in tensors]
-    return cast

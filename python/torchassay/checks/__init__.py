@@ -19,6 +19,7 @@ from torchassay.checks.arguments import (
     out_of_range,
     probabilities,
     process_group,
+    reduced_by,
     same_device,
     tensor,
 )
@@ -53,6 +54,7 @@ __all__ = [
     "out_of_range",
     "probabilities",
     "process_group",
+    "reduced_by",
     "regression",
     "same_device",
     "score",
