@@ -10,6 +10,7 @@ import rows
 import torch
 import torchassay as ta
 from option_contract import batch, cases, check, check_gradient, steps, tolerance, wide
+from option_oracle import Case
 from torchassay import ops, reference
 from torchassay.options import Options
 from torchassay.scores import BIT, ROW_BITS, ROW_SIGNALS, STATS, TARGET_BITS

@@ -180,13 +180,16 @@ def _linear_squares(
     options = label_smoothing, temperature_rows, temperature, softcap, z_loss
     squares = torch.zeros(len(input), dtype=torch.float64, device=input.device)
     one = torch.ones_like(stats[0])
-    for at, logits in _Chunks(input, linear_weight, linear_bias, max(columns // 4, 1)):  # float32 beside half precision
-        wide = logits.to(computed_in(logits))
-        grad = torch.empty_like(wide)
-        of_chunk = None if weight is None else weight[at]
-        here = 1, ignore_index, function, backend, first + at.start, total
-        write_option_grads(grad, wide, target, of_chunk, *options, stats, one, None, *here)
-        squares += torch.linalg.vector_norm(grad, dim=1, dtype=torch.float64) ** 2
+    for at, logits in _Chunks(input, linear_weight, linear_bias, columns):
+        start = at.start
+        for part in logits.split(max(columns // 4, 1), 1):  # in float32, and its gradient: no more than a chunk takes
+            wide = part.to(computed_in(part))
+            grad = torch.empty(wide.shape, dtype=wide.dtype, device=wide.device)
+            of_part = None if weight is None else weight[start : start + part.shape[1]]
+            here = 1, ignore_index, function, backend, first + start, total
+            write_option_grads(grad, wide, target, of_part, *options, stats, one, None, *here)
+            squares += torch.linalg.vector_norm(grad, dim=1, dtype=torch.float64) ** 2
+            start += part.shape[1]
     return squares
 
 
