@@ -308,6 +308,7 @@ class _Head:
     def noisy(self, noise: Noise, options: Options | None, signals: int, backend: str | None) -> dict[str, Tensor]:
         """The signals over copies of the hidden states with noise: each copy's entropy, and that of their mean."""
         options, by_op = reference.flattened(options or Options()), for_op(backend)
+        options = Options(temperature=options.temperature, softcap=options.softcap)  # there is no target
         call = Call(-100, BIT["entropy"], self.vocabulary, self.function, by_op)
         first, total, _ = self.vocabulary
         copies = _Copies(self.input, noise, by_op)
