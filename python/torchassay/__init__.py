@@ -12,6 +12,7 @@ from torchassay.memory import SampleMemory, keep
 from torchassay.modules import CrossEntropyLoss, Scorer
 from torchassay.noise import FeatureNoise
 from torchassay.scores import LINEAR_SIGNALS, SIGNALS, Scores
+from torchassay.selection import top_fraction
 
 __version__ = "0.1.0"
 
@@ -44,4 +45,5 @@ __all__ = [
     "score",
     "score_binary",
     "score_regression",
+    "top_fraction",
 ]

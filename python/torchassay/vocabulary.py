@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from torchassay import checks
+from torchassay.distributed import exchanged
 
 
 class Vocabulary(NamedTuple):
@@ -45,28 +46,18 @@ class Facts(NamedTuple):
 
 
 def agreed(function: str, group: dist.ProcessGroup, check: Callable[[], Facts]) -> Vocabulary:
-    """This rank's slice, from one exchange of sizes; on a GPU it is waited for.
+    """This rank's slice, from one exchange of what ``check`` finds of the arguments."""
 
-    ``check`` looks at the arguments. What it raises is raised here, after the other ranks know of it: an error on one
-    rank is an error on every rank, and none waits for another.
-    """
-    refusal, facts = None, Facts(0, 0, 0, ())
-    try:
+    def said() -> tuple[int, ...]:
         facts = check()
-    except (ValueError, TypeError, RuntimeError) as error:
-        refusal = error
-    device = torch.device("cpu") if "gloo" in dist.get_backend(group) else torch.device("cuda")
-    said = [refusal is not None, facts.rows, facts.classes, facts.features, zlib.crc32(repr(facts.rest).encode())]
-    everyone = torch.empty(dist.get_world_size(group), len(said), dtype=torch.int64, device=device)
-    dist.all_gather_into_tensor(everyone, torch.tensor([said], device=device), group=group)
-    refused, rows, classes, features, rest = everyone.t().tolist()
-    if refusal is not None:
-        raise refusal
-    if any(refused):
-        raise checks.InputValueError(f"{function}: rank {refused.index(1)} of the group refused its arguments")
+        return facts.rows, facts.classes, facts.features, zlib.crc32(repr(facts.rest).encode())
+
+    rows, classes, features, rest = exchanged(function, group, 4, said)
     for values, what in ((rows, "rows"), (features, "hidden features")):
         if len(set(values)) > 1:
-            raise checks.InputValueError(f"{function}: every rank of the group must have the same {what}, got {values}")
+            raise checks.InputValueError(
+                f"{function}: every rank of the group must have the same {what}, got {[*values]}"
+            )
     if len(set(rest)) > 1:
         same = "dtypes, signals, options and backend"
         raise checks.InputValueError(f"{function}: every rank of the group must be given the same {same}")
@@ -82,7 +73,7 @@ def gathered(numbers: Tensor, k: Tensor, own: Tensor | None, group) -> tuple[Ten
         rows.append(own.to(numbers.dtype).view(word).unsqueeze(0))
     words = torch.cat(rows)
     everyone = words.new_empty(dist.get_world_size(group), *words.shape)
-    dist.all_gather_into_tensor(everyone.view(-1, words.shape[-1]), words, group=group)
+    dist.all_gather(list(everyone.unbind(0)), words, group=group)
     count = len(numbers)
     of_all = everyone[:, :count].contiguous().view(numbers.dtype)
     if own is not None:

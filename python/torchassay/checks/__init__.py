@@ -12,10 +12,12 @@ from torchassay.checks.arguments import (
     by_row,
     class_range,
     dtype_name,
+    floating,
     ignored_index,
     integer,
     labels,
     logits,
+    mask_of,
     out_of_range,
     probabilities,
     process_group,
@@ -28,6 +30,7 @@ from torchassay.checks.ensembles import Ensemble, ensemble
 from torchassay.checks.heads import binary, regression
 from torchassay.checks.linear import linear, workspace
 from torchassay.checks.options import draws, loss_options, noise, seed_of, temperatures
+from torchassay.checks.selection import top_fraction
 
 __all__ = [
     "FLOATS",
@@ -43,6 +46,7 @@ __all__ = [
     "draws",
     "dtype_name",
     "ensemble",
+    "floating",
     "ignored_index",
     "integer",
     "labels",
@@ -50,6 +54,7 @@ __all__ = [
     "log_prob",
     "logits",
     "loss_options",
+    "mask_of",
     "noise",
     "out_of_range",
     "probabilities",
@@ -63,5 +68,6 @@ __all__ = [
     "signals",
     "temperatures",
     "tensor",
+    "top_fraction",
     "workspace",
 ]

@@ -16,6 +16,7 @@ from torchassay.reference.heads import head_scores, score_binary, score_regressi
 from torchassay.reference.linear import autocast, linear_cross_entropy, linear_log_prob_entropy, linear_score
 from torchassay.reference.options import capped, inverse_of, option_grads, option_scores
 from torchassay.reference.rows import by_class, exp_difference, labels, row_grads, row_scores, scaled
+from torchassay.reference.selection import top_fraction
 from torchassay.reference.states import finish_states, flattened, merge_states, needs_sweep, row_states
 
 __all__ = [
@@ -52,4 +53,5 @@ __all__ = [
     "score",
     "score_binary",
     "score_regression",
+    "top_fraction",
 ]
