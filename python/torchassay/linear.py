@@ -262,7 +262,7 @@ class _Head:
         classes, rows = len(self.weight), max(rows, 1)
         segment = min(SEGMENT, classes)
         least = rows * segment * self.input.element_size() * buffers
-        checks.workspace(self.function, most, least, f"{segment} classes of {rows} rows")
+        checks.workspace(self.function, most, least, segment, rows)
         if most is None:
             most = max(WORKSPACE.get(self.input.device.type, WORKSPACE["cuda"]), least)
         segments, fit = -(-classes // segment), most // least

@@ -67,11 +67,12 @@ def _beside(function: str, input: Tensor, argument: str, value: Tensor) -> None:
         raise InputTypeError(f"{function}: {argument} must have {expected}, got {dtype_name(value.dtype)}")
 
 
-def workspace(function: str, most: int | None, least: int, what: str) -> None:
-    """``most`` is None, or an int and at least as many bytes as ``what`` takes."""
+def workspace(function: str, most: int | None, least: int, classes: int, rows: int) -> None:
+    """``most`` is None, or an int and at least ``least``, the bytes that so many classes of all rows take."""
     if most is None:
         return
     if isinstance(most, bool) or not isinstance(most, INTS):
         raise InputTypeError(f"{function}: max_workspace_bytes must be an int, got {type(most).__name__}")
     if most < least:
-        raise InputValueError(f"{function}: max_workspace_bytes must be at least {least}, for {what}, got {most}")
+        expected = f"at least {least}, for {classes} classes of {rows} rows"
+        raise InputValueError(f"{function}: max_workspace_bytes must be {expected}, got {most}")

@@ -15,7 +15,7 @@ from torchassay.ops.states import empty_states, merge_states, row_states
 from torchassay.options import Options
 
 _HEAD = "Tensor input, Tensor linear_weight, Tensor? linear_bias, Tensor? target"
-_SLICE = "int first, int total, int ignore_index, int columns, str function, str backend"
+_SLICE = "SymInt first, SymInt total, int ignore_index, SymInt columns, str function, str backend"
 torch.library.define("torchassay::linear_states", f"({_HEAD}, {OPTIONS}, {_SLICE}) -> (Tensor, Tensor)")
 torch.library.define(
     "torchassay::linear_grads",
@@ -231,7 +231,7 @@ torch.library.impl("torchassay::linear_grads", "CompositeExplicitAutograd", _lin
 
 @torch.library.register_fake("torchassay::linear_states")
 def _(input, linear_weight, linear_bias, target, weight, label_smoothing, *_):
-    return empty_states(len(input), label_smoothing, computed_in(input), input.device)
+    return empty_states(input.shape[0], label_smoothing, computed_in(input), input.device)
 
 
 @torch.library.register_fake("torchassay::linear_grads")
@@ -242,7 +242,7 @@ def _(input, linear_weight, linear_bias, target, weight, smoothing, rows, number
 
 @torch.library.register_fake("torchassay::linear_squares")
 def _(input, *_):
-    return torch.empty(len(input), dtype=torch.float64, device=input.device)
+    return torch.empty(input.shape[0], dtype=torch.float64, device=input.device)
 
 
 linear_squares = torch.ops.torchassay.linear_squares.default
