@@ -147,25 +147,10 @@ def test_leading_dimensions(shape, fast_place):
         assert torch.equal(getattr(found, name).view(-1), getattr(expected, name)), name
 
 
-def strided(h):
-    """The same operands in other memory: slices, transposes, offsets, a row of bias that is expanded."""
-    rows, features = h.input.shape
-    wide = torch.zeros(2 * rows, features + 3, dtype=h.input.dtype, device=h.input.device)
-    wide[::2, 2:-1] = h.input
-    yield "rows apart", h._replace(input=wide[::2, 2:-1])
-    yield "features apart", h._replace(input=torch.stack([h.input, h.input], 2).flatten(1)[:, ::2])
-    yield "column-major", h._replace(input=h.input.t().contiguous().t())
-    yield "transposed weight", h._replace(weight=h.weight.t().contiguous().t())
-    yield "slice of a weight", h._replace(weight=torch.cat([h.weight, h.weight], 1)[:, :features])
-    yield "every second class", h._replace(weight=torch.stack([h.weight, h.weight], 1).flatten(0, 1)[::2])
-    yield "bias apart", h._replace(bias=torch.stack([h.bias, h.bias], 1)[:, 0])
-    yield "target apart", h._replace(target=torch.stack([h.target, h.target], 1)[:, 1])
-
-
 def test_strides(fast_place):
     h = head(12, 9, 1500, place=fast_place)
     expected = scored(h, fast_place, max_workspace_bytes=h.least())
-    for name, view in strided(h):
+    for name, view in linear_heads.strided(h):
         found = scored(view, fast_place, max_workspace_bytes=h.least())
         for signal in SIGNALS:
             close = {"rtol": 1e-5, "atol": 1e-6, "msg": f"{name}: {signal}"}

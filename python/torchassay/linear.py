@@ -93,7 +93,7 @@ def linear_score(
     extra = "" if history is None else checks.signal_of(history, function)
     target = plain(target)
     head = _Head(function, input, linear_weight, linear_bias, group)
-    call = head.check(target, signals, options, ignore_index, max_workspace_bytes, 1, extra, noise)
+    call = head.check(target, signals, options, ignore_index, max_workspace_bytes, extra, noise)
     head.detach()
     asked = call.signals | (BIT["grad_norm"] if call.signals & BIT["weight_grad_norm"] else 0)
     bits, how = asked & ROW_BITS, (ignore_index, 0, backend)
@@ -155,7 +155,7 @@ def linear_cross_entropy(
     options = given(weight, label_smoothing, temperature, softcap, z_loss)
     target = plain(target)
     head = _Head(function, input, linear_weight, linear_bias, group)
-    call = head.check(target, signals, options, ignore_index, max_workspace_bytes, 2, reduction=reduction)
+    call = head.check(target, signals, options, ignore_index, max_workspace_bytes, reduction=reduction)
     bits = (call.signals & ROW_BITS) | BIT["loss"]
     if call.signals & BIT["weight_grad_norm"]:
         bits |= BIT["grad_norm"]
@@ -199,7 +199,7 @@ def linear_log_prob_entropy(
     target = plain(target)
     head = _Head(function, input, linear_weight, linear_bias, group)
     bits = BIT["loss"] | BIT["entropy"]
-    head.check(target, (), options, ignore_index, max_workspace_bytes, 2)
+    head.check(target, (), options, ignore_index, max_workspace_bytes)
     loss, entropy = head.scores(target, options, bits, ignore_index, bits, backend)
     return -loss.view(target.shape), entropy.view(target.shape)
 
@@ -223,7 +223,6 @@ class _Head:
         options: Options | None,
         ignore_index: int,
         most: int | None,
-        buffers: int,
         extra: str = "",
         noise: Noise | None = None,
         reduction: str = "mean",
@@ -241,7 +240,9 @@ class _Head:
             call = checks.linear(function, *head, target, signals, options, ignore_index, extra, noise)
             found.append(call)
             rows, features = self.input.numel() // max(self.input.shape[-1], 1), self.input.shape[-1]
-            self._cut(rows, buffers, most)
+            norm = call.signals & (BIT["grad_norm"] | BIT["weight_grad_norm"])
+            swept = bool(norm) and options is not None and reference.needs_sweep(options)
+            self._cut(rows, 1 if function == "linear_score" and not swept else 2, most)
             numbers = None if options is None else [n for n in options[1:] if not isinstance(n, Tensor)]
             rest = self.input.dtype, call.signals, ignore_index, numbers, noise is None, target is None
             return Facts(rows, len(self.weight), features, rest)

@@ -182,7 +182,9 @@ def _linear_squares(
     one = torch.ones_like(stats[0])
     for at, logits in _Chunks(input, linear_weight, linear_bias, columns):
         start = at.start
-        for part in logits.split(max(columns // 4, 1), 1):  # in float32, and its gradient: no more than a chunk takes
+        for part in logits.split(
+            max(columns // 8, 1), 1
+        ):  # wide, its gradient, squares: at most a chunk
             wide = part.to(computed_in(part))
             grad = torch.empty(wide.shape, dtype=wide.dtype, device=wide.device)
             of_part = None if weight is None else weight[start : start + part.shape[1]]
@@ -207,7 +209,7 @@ def mixture_states(
 ) -> tuple[Tensor, Tensor]:
     """The states of logits whose softmax is the mean of the softmax of all draws: the mean's logarithm."""
     parts = []
-    columns = max(columns // 4, 1)
+    columns = max(columns // 8, 1)  # several tensors of this size, in float32 beside half precision
     for start in range(0, len(linear_weight), columns):
         at = slice(start, start + columns)
         mean = 0
