@@ -99,8 +99,8 @@ int64_t finished(uintptr_t numbers, uintptr_t k, int64_t parts, int64_t count, b
                  uintptr_t target, bool wide_target, int64_t ignore_index, int64_t total, uintptr_t weight,
                  double label_smoothing, uintptr_t temperatures, double temperature, double softcap, double z_loss,
                  const py::sequence& out, int threads) {
-    const Options options{pointer(weight), nullptr, {pointer(temperatures), temperature}, label_smoothing, softcap,
-                          z_loss};
+    const Options options{pointer(weight), nullptr, {pointer(temperatures), temperature},
+                          label_smoothing, softcap, z_loss};
     const auto slots = slots_of(out);
     py::gil_scoped_release release;
     return finish_states(states_of(numbers, k, parts, count, wide, smoothed),
@@ -233,14 +233,56 @@ void cuda_grads_with_options(uintptr_t data, int dtype, int64_t outer, int64_t i
                              int64_t ignore_index, uintptr_t weight, uintptr_t probabilities, double label_smoothing,
                              uintptr_t temperature_data, double temperature, double softcap, double z_loss,
                              uintptr_t stats, uintptr_t grad_loss, int64_t loss_stride, uintptr_t grad_entropy,
-                             int64_t entropy_stride, uintptr_t out, int device, uintptr_t stream) {
+                             int64_t entropy_stride, uintptr_t out, int64_t first, int64_t total, int device,
+                             uintptr_t stream) {
     const Rows rows{pointer(data), Dtype(dtype), outer, inner, classes, outer_stride, inner_stride};
     const Number by_row{pointer(temperature_data), temperature};
     py::gil_scoped_release release;
-    cuda::option_grads(rows, Targets{pointer(target), wide, ignore_index},
+    cuda::option_grads(rows, Targets{pointer(target), wide, ignore_index, first, total},
                        {pointer(weight), pointer(probabilities), by_row, label_smoothing, softcap, z_loss},
                        pointer(stats), {pointer(grad_loss), loss_stride}, {pointer(grad_entropy), entropy_stride},
                        reinterpret_cast<void*>(out), {device, reinterpret_cast<void*>(stream)});
+}
+
+int64_t cuda_states_workspace(int dtype, int64_t rows, int64_t classes, int device) {
+    return cuda::row_states_workspace(Rows{nullptr, Dtype(dtype), 1, rows, classes, 0, classes}, device);
+}
+
+void cuda_states(uintptr_t data, int dtype, int64_t outer, int64_t inner, int64_t classes, int64_t outer_stride,
+                 int64_t inner_stride, uintptr_t target, bool wide, int64_t ignore_index, uintptr_t weight,
+                 uintptr_t probabilities, double label_smoothing, uintptr_t temperature_data, double temperature,
+                 double softcap, double z_loss, int64_t first, int64_t total, uintptr_t numbers, uintptr_t k,
+                 uintptr_t workspace, int device, uintptr_t stream) {
+    const Rows rows{pointer(data), Dtype(dtype), outer, inner, classes, outer_stride, inner_stride};
+    const Number by_row{pointer(temperature_data), temperature};
+    py::gil_scoped_release release;
+    cuda::row_states(rows, Targets{pointer(target), wide, ignore_index, first, total},
+                     {pointer(weight), pointer(probabilities), by_row, label_smoothing, softcap, z_loss},
+                     states_of(numbers, k, 1, rows.count(), false, label_smoothing > 0),
+                     reinterpret_cast<void*>(workspace), {device, reinterpret_cast<void*>(stream)});
+}
+
+void cuda_merge(uintptr_t numbers, uintptr_t k, int64_t parts, int64_t count, bool float64, bool smoothed,
+                uintptr_t temperature_data, double temperature, double softcap, uintptr_t out, uintptr_t out_k,
+                int device, uintptr_t stream) {
+    Options options{};
+    options.temperature = {pointer(temperature_data), temperature}, options.softcap = softcap;
+    py::gil_scoped_release release;
+    cuda::merge_states(states_of(numbers, k, parts, count, float64, smoothed), options,
+                       states_of(out, out_k, 1, count, float64, smoothed), {device, reinterpret_cast<void*>(stream)});
+}
+
+void cuda_finish(uintptr_t numbers, uintptr_t k, int64_t parts, int64_t count, bool float64, bool smoothed,
+                 uintptr_t target, bool wide, int64_t ignore_index, int64_t total, uintptr_t weight,
+                 double label_smoothing, uintptr_t temperature_data, double temperature, double softcap, double z_loss,
+                 const py::sequence& out, int device, uintptr_t stream) {
+    const Number by_row{pointer(temperature_data), temperature};
+    const auto slots = slots_of(out);
+    py::gil_scoped_release release;
+    cuda::finish_states(states_of(numbers, k, parts, count, float64, smoothed),
+                        Targets{pointer(target), wide, ignore_index, 0, total},
+                        {pointer(weight), nullptr, by_row, label_smoothing, softcap, z_loss}, slots.data(),
+                        {device, reinterpret_cast<void*>(stream)});
 }
 
 void cuda_heads(uintptr_t data, int dtype, int64_t rows, int64_t outputs, int64_t stride, uintptr_t target,
@@ -331,6 +373,10 @@ PYBIND11_MODULE(_native, module, py::mod_gil_not_used()) {
     module.def("cuda_option_scores", &cuda_scores_with_options);
     module.def("cuda_option_grads", &cuda_grads_with_options);
     module.def("cuda_option_scores_workspace", &cuda_option_workspace);
+    module.def("cuda_row_states", &cuda_states);
+    module.def("cuda_row_states_workspace", &cuda_states_workspace);
+    module.def("cuda_merge_states", &cuda_merge);
+    module.def("cuda_finish_states", &cuda_finish);
 #else
     module.attr("cuda") = false;
 #endif

@@ -26,7 +26,7 @@ struct Inverse {
 };
 
 // e^((b - a) inverse) for b <= a, with the rounding errors of the difference (two-sum) and of the product taken along;
-// 0 at b = -inf.
+// 0 at b = -inf, and where it underflows: there an error may be as infinite as the product.
 template <class F>
 TORCHASSAY_HD F exp_difference(F a, F b, F difference, const Inverse<F>& inverse, F infinity) {
     const F back = difference - a;
@@ -34,7 +34,7 @@ TORCHASSAY_HD F exp_difference(F a, F b, F difference, const Inverse<F>& inverse
     const F gap = difference * inverse.high;
     const F lost = lost_in_product(difference, inverse.high, gap) + (difference * inverse.low + error * inverse.high);
     const F value = exp_nonpositive(-gap);
-    return select(b == -infinity, F{}, value - value * lost);
+    return select(b == -infinity, F{}, select(value == F{}, value, value - value * lost));
 }
 
 // Adds a part's sums, relative to its own u, to sums relative to all.u >= u. A part without a rest has R = T = Q = 0,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,11 +12,13 @@ import torch
 from torch import Tensor
 from torchassay.ops.memory import layout
 from torchassay.options import Options
+from torchassay.reference.states import NUMBERS, PLAIN
 from torchassay.scores import NOISY_SIGNALS, ROW_SIGNALS
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 2, torch.float16: 3}  # csrc/api.h, enum Dtype
 SLOTS = (*ROW_SIGNALS, "stats")
 NEED_TARGET = ("loss", "grad_norm", "target_margin")
+STATE_SLOTS = (SLOTS.index("prediction"), SLOTS.index("stats"))  # where the kernels of states write k and the numbers
 
 
 class Kernels:
@@ -40,16 +43,7 @@ class Kernels:
         slots = [i for i, name in enumerate(SLOTS) if name in names]
         asked = sum(1 << slot for slot in slots)
         found = self._run(_numbers(asked, multiprocessors) + _rows(input) + _targets(target, ignore_index))
-        count, outputs = input[..., 0].numel(), {}
-        for slot in slots:
-            name = SLOTS[slot]
-            dtype = torch.int64 if name == "prediction" else torch.float32
-            shape = (self.stats_rows, count) if name == "stats" else (count,)
-            size = torch.Size(shape).numel() * dtype.itemsize
-            outputs[name] = torch.frombuffer(found[:size], dtype=dtype).reshape(shape)
-            found = found[size:]
-        assert not found
-        return outputs
+        return _slots(found, slots, input[..., 0].numel(), self.stats_rows)
 
     def grads(
         self,
@@ -59,9 +53,11 @@ class Kernels:
         grad_loss: Tensor | None,
         grad_entropy: Tensor | None,
         ignore_index: int = -100,
+        first: int = 0,
+        total: int = 0,
     ) -> Tensor:
-        """The gradient [N, C] in the dtype of the input."""
-        request = _numbers(0, 132) + _rows(input) + _targets(target, ignore_index) + _bytes(stats)
+        """The gradient [N, C] in the dtype of the input, whose classes are those from ``first`` on of ``total``."""
+        request = _numbers(0, 132) + _rows(input) + _targets(target, ignore_index, first, total) + _bytes(stats)
         for upstream in (grad_loss, grad_entropy):
             request += _numbers(0, 0) if upstream is None else _numbers(upstream.stride(0)) + _bytes(upstream)
         found = self._run(request)
@@ -86,10 +82,67 @@ class OptionKernels(Kernels):
         return OptionKernels(self.program, Options(**options), probabilities)
 
     def _run(self, request: bytes) -> bytearray:
+        return _run(self.program, request + self._options())
+
+    def _options(self) -> bytes:
         weight, smoothing, rows, temperature, softcap, z_loss = self.options.flat()
         tensors = weight, self.probabilities, rows
-        request += b"".join(_numbers(0) if tensor is None else _bytes(tensor.float()) for tensor in tensors)
-        return _run(self.program, request + struct.pack("=4d", temperature, smoothing, softcap, z_loss))
+        request = b"".join(_numbers(0) if tensor is None else _bytes(tensor.float()) for tensor in tensors)
+        return request + struct.pack("=4d", temperature, smoothing, softcap, z_loss)
+
+
+class StateKernels(OptionKernels):
+    """The kernels for slices of the classes, under options: run_states.cpp."""
+
+    def under(self, **options) -> StateKernels:
+        return StateKernels(self.program, Options(**options))
+
+    @property
+    def numbers(self) -> int:
+        """Of a state."""
+        return len(NUMBERS) if self.options.label_smoothing > 0 else PLAIN
+
+    def states(
+        self,
+        input: Tensor,  # [..., C]
+        target: Tensor | None,  # [N]
+        first: int,
+        total: int,
+        ignore_index: int = -100,
+        multiprocessors: int = 132,
+    ) -> tuple[Tensor, Tensor]:
+        """The state of a slice, whose weights are the options': numbers [6 or 9, N] and k [N]."""
+        asked = _numbers(0, self.numbers > PLAIN, sum(1 << slot for slot in STATE_SLOTS), multiprocessors)
+        found = self._run(asked + _rows(input) + _targets(target, ignore_index, first, total))
+        return self._state(found, input[..., 0].numel())
+
+    def merge(self, numbers: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        """The state of all slices: [P, 6 or 9, N] and [P, N]."""
+        request = self._parts(1, numbers, k) + _numbers(sum(1 << slot for slot in STATE_SLOTS))
+        return self._state(self._run(request + _targets(None, -100)), k.shape[1])
+
+    def finish(
+        self,
+        numbers: Tensor,
+        k: Tensor,
+        target: Tensor | None,
+        total: int,
+        names: tuple[str, ...] = SLOTS,
+        ignore_index: int = -100,
+    ) -> dict[str, Tensor]:
+        """Signals by name, as `scores`; the options' weight [N] is that of each target's class."""
+        slots = [i for i, name in enumerate(SLOTS) if name in names]
+        request = self._parts(2, numbers, k) + _numbers(sum(1 << slot for slot in slots))
+        found = self._run(request + _targets(target, ignore_index, 0, total))
+        return _slots(found, slots, k.shape[1], self.stats_rows)
+
+    def _parts(self, asked: int, numbers: Tensor, k: Tensor) -> bytes:
+        head = _numbers(asked, numbers.shape[1] > PLAIN, *k.shape)
+        return head + _bytes(numbers.contiguous()) + _bytes(k.contiguous())
+
+    def _state(self, found: bytearray, count: int) -> tuple[Tensor, Tensor]:
+        outputs = _slots(found, STATE_SLOTS, count, self.numbers)
+        return outputs["stats"], outputs["prediction"]
 
 
 class Draws(NamedTuple):
@@ -155,6 +208,20 @@ class Heads(NamedTuple):
         return {name: value for name, value in zip(names, found, strict=True) if name}
 
 
+def _slots(found: bytearray, slots: Sequence[int], count: int, stats_rows: int) -> dict[str, Tensor]:
+    """Outputs by name, in the order of the slots."""
+    outputs = {}
+    for slot in slots:
+        name = SLOTS[slot]
+        dtype = torch.int64 if name == "prediction" else torch.float32
+        shape = (stats_rows, count) if name == "stats" else (count,)
+        size = torch.Size(shape).numel() * dtype.itemsize
+        outputs[name] = torch.frombuffer(found[:size], dtype=dtype).reshape(shape)
+        found = found[size:]
+    assert not found
+    return outputs
+
+
 def _run(program: Path, request: bytes) -> bytearray:
     done = subprocess.run([program], input=request, capture_output=True)
     assert done.returncode == 0, done.stderr.decode()[-3000:]
@@ -192,7 +259,6 @@ def _rows(input: Tensor) -> bytes:
     return _numbers(DTYPES[input.dtype], *where, offset, len(storage)) + storage
 
 
-def _targets(target: Tensor | None, ignore_index: int) -> bytes:
-    if target is None:
-        return _numbers(0, ignore_index, 0)
-    return _numbers(target.dtype == torch.int64, ignore_index) + _bytes(target.contiguous())
+def _targets(target: Tensor | None, ignore_index: int, first: int = 0, total: int = 0) -> bytes:
+    wide = target is not None and target.dtype == torch.int64
+    return _numbers(wide, ignore_index, first, total) + _optional(None if target is None else target.contiguous())

@@ -2,7 +2,8 @@
 //
 //     dx_j = slope_j / temperature (gL (beta p_j - b_j) + gH p_j (a_j - mu)),   a_j = (m - v_j) / temperature
 //
-// In the entry of the top class, rest - beta (1 - p_k), nothing cancels where p_k is near 1.
+// In the entry of the top class, rest - beta (1 - p_k), nothing cancels where p_k is near 1. Of a slice without the top
+// no logit is that far above u; a label of another slice is no class here, but its row has a gradient.
 #pragma once
 #include "options.cuh"
 #include "row_grads.cuh"
@@ -26,7 +27,7 @@ struct OptionTerms {
     float top, top_b;  // the top's beta p_k - b_k is top - top_b b_k
     Inverse<float> inverse;
     Scale scale;
-    int64_t row, y;      // y -1: no label
+    int64_t row, y;      // y, a column of the slice; -1: no label here
     float label_weight;  // what a label adds to b
     uint32_t keep;       // 0 for a row that is ignored and has no gradient of the entropy: it is 0 even if poisoned
 
@@ -71,11 +72,11 @@ TORCHASSAY_DEVICE OptionTerms terms_of(const OptionGradTask<kCapped>& task, int6
     if (y == task.targets.ignore_index) {
         t.gL = 0.0f;
         if (!task.grad_entropy.data) return {};
-    } else if (y < 0 || y >= task.rows.classes) {
+    } else if (y < 0 || y >= task.targets.total) {
         t.c = t.w = t.top = TORCHASSAY_INFINITY - TORCHASSAY_INFINITY;
-    } else {
-        t.y = y;
-        t.label_weight = label_weight(task.options, y);
+    } else if (y >= task.targets.first && y - task.targets.first < task.rows.classes) {
+        t.y = y - task.targets.first;
+        t.label_weight = label_weight(task.options, t.y);
     }
     return t;
 }
@@ -98,8 +99,9 @@ TORCHASSAY_DEVICE void fill(float (&g)[kVector<In>], const OptionGradTask<kCappe
 template <class In, class Launch>
 void grad_rows_with_options(const Rows& rows, const Targets& targets, const Options& options, const void* stats,
                             const Upstream& grad_loss, const Upstream& grad_entropy, void* out, const Launch& launch) {
-    const GradTask task = grad_task_of(rows, targets, stats, grad_loss, grad_entropy, out);
-    const OptionsOnDevice on = on_device(options, rows.classes);
+    GradTask task = grad_task_of(rows, targets, stats, grad_loss, grad_entropy, out);
+    if (task.targets.total == 0) task.targets.total = rows.classes;
+    const OptionsOnDevice on = on_device(options, task.targets.total);
     if (options.softcap > 0.0)
         launch_grads<In>(rows, OptionGradTask<true>{task, on}, launch);
     else

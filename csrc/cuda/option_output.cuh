@@ -33,19 +33,25 @@ TORCHASSAY_DEVICE void write_option_row(const OptionTask& task, int64_t row, con
     }
 }
 
+// The norm of a label's gradient, without the factor of the temperature, where nothing is spread over other classes.
+TORCHASSAY_DEVICE float norm_of(const OptionsOnDevice& options, const Finished<float>& f, const RowState<float>& state,
+                                const Labelled<float>& l, float weight) {
+    if (options.z_loss != 0.0f) return label_norm(f, state, l, weight, 2.0f * options.z_loss * f.lse);
+    return weight * grad_norm_of(f, state, l);
+}
+
 // Where no more is asked for than a temperature, class weights and a z-loss. T is in units of the logits here.
 TORCHASSAY_DEVICE void write_row(const OptionTask& task, int64_t row, const RowState<float>& sums, const Target& target,
                                  int prediction) {
-    const float infinity = TORCHASSAY_INFINITY, z_loss = task.options.z_loss;
+    const float infinity = TORCHASSAY_INFINITY;
     const Inverse<float> inverse = inverse_of(task.options, row);
     const RowState<float> state{sums.m, sums.u, sums.R, sums.T * inverse.high, sums.Q};
     const Finished<float> f = finish(state, inverse, infinity);
     const Labelled<float> l = label(f, target.logit, inverse, infinity);
     const float weight = target.known ? label_weight(task.options, target.y) : 0.0f;
-    const LinearLoss<float> loss = linear_loss(f, add_label({0.0f, 0.0f, 0.0f}, f, l, weight), z_loss);
-    float norm = weight * grad_norm_of(f, state, l);
-    if (z_loss != 0.0f) norm = label_norm(f, state, l, weight, 2.0f * z_loss * f.lse);
-    write_option_row(task, row, f, state, target, l, loss, inverse.high * norm, prediction);
+    const LinearLoss<float> loss = linear_loss(f, add_label({0.0f, 0.0f, 0.0f}, f, l, weight), task.options.z_loss);
+    const float norm = inverse.high * norm_of(task.options, f, state, l, weight);
+    write_option_row(task, row, f, state, target, l, loss, norm, prediction);
 }
 
 }  // namespace torchassay

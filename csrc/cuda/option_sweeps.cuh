@@ -49,6 +49,16 @@ TORCHASSAY_DEVICE RowTops tops_of(const Walk<In, kUnit, kLanes>& walk, int lane,
     return {top, reduce<kLanes>(owner ? own.u : best, Larger{}), k};
 }
 
+// The top class, or the first that is no number, if R tells that there may be one.
+template <class In, Unit kUnit, int kLanes>
+TORCHASSAY_DEVICE int prediction_of(const Walk<In, kUnit, kLanes>& walk, int lane, int k, float R) {
+    // all rows of a warp look for a NaN, if one of them has any
+    const int sound = reduce<(kLanes < 32 ? 32 : kLanes)>(int(R == R), Smaller{});
+    if (sound) return k;
+    const int unordered = first_nan(walk, lane);
+    return unordered == kNoColumn ? k : unordered;
+}
+
 // The sums of a row relative to u, its top clamped to it, and those of the target without a label's own part.
 struct TargetSums {
     Sums s;
@@ -58,32 +68,33 @@ struct TargetSums {
 // What the sweeps know of their row.
 template <class In, Unit kUnit, int kLanes, bool kCapped>
 struct Sweep {
-    const OptionTask& task;
+    const OptionsOnDevice& options;
     const Walk<In, kUnit, kLanes>& walk;
     int64_t row;
     int lane, steps;
-    int k, y;  // the top class, and that of a label or -1
-    float reference;
+    int k, y;         // the top class, and that of a label or -1
+    float reference;  // u, or where there is none any that is finite
     Scale scale;
 
     // Under a softcap Q is of (slope_j e_j)^2, over all classes but the top and the label's.
     TORCHASSAY_DEVICE TargetSums sums(bool spread) const {
         TargetSums all{{0.0f, 0.0f, 0.0f}, 0.0f, 0.0f};
-        const bool labelled = !task.options.probabilities;
+        const bool labelled = !options.probabilities;
         for (int step = 0; step < steps; ++step) {
             const Words x = walk.read(step, lane);
             const int first = walk.column(step, lane), left = walk.classes - first;
             float b[kVector<In>] = {};
-            if (spread) spread_target(b, task.options, row, first, walk.classes);
+            if (spread) spread_target(b, options, row, first, walk.classes);
             TargetSums part{{0.0f, 0.0f, 0.0f}, 0.0f, 0.0f};
 #pragma unroll
             for (int i = 0; i < kVector<In>; ++i) {
-                const Capped c = capped<kCapped>(task.options, element<In>(x, i));
+                const Capped c = capped<kCapped>(options, element<In>(x, i));
                 float d = smaller_or_nan(c.v - reference, 0.0f);
                 if (spread) {
-                    part.rest += first + i == k ? 0.0f : b[i];
+                    const float others = first + i == k ? 0.0f : b[i];
+                    part.rest += others;
                     // a label's b of 0 takes no part, also at -inf, as no column beyond the row does
-                    part.gap += b[i] == 0.0f && (labelled || i >= left) ? 0.0f : b[i] * -d;
+                    part.gap += others == 0.0f && (labelled || i >= left) ? 0.0f : others * -d;
                 }
                 const float e = exp_of<Packed<In>::kMend>(d, scale);
                 part.s.R += e;
@@ -112,7 +123,7 @@ struct Sweep {
             const Words x = walk.read(step, lane);
             const int first = walk.column(step, lane);
             float b[kVector<In>];
-            spread_target(b, task.options, row, first, walk.classes);
+            spread_target(b, options, row, first, walk.classes);
             if (y >= first && y < first + kVector<In>) {
 #pragma unroll
                 for (int i = 0; i < kVector<In>; ++i) b[i] += first + i == y ? weight : 0.0f;
@@ -120,7 +131,7 @@ struct Sweep {
             float part = 0.0f;
 #pragma unroll
             for (int i = 0; i < kVector<In>; ++i) {
-                const Capped c = capped<kCapped>(task.options, element<In>(x, i));
+                const Capped c = capped<kCapped>(options, element<In>(x, i));
                 float d = smaller_or_nan(c.v - reference, 0.0f);
                 const float p = exp_of<Packed<In>::kMend>(d, scale) * w;
                 const float entry = (first + i == k ? top : fused(loss.beta, p, -b[i])) * c.slope * unit;
@@ -141,15 +152,12 @@ TORCHASSAY_DEVICE float capped_norm(const OptionsOnDevice& options, const Finish
     return hypotenuse(hypotenuse(top, is_top ? 0.0f : own), loss.beta * (f.z * f.c) * square_root(Q));
 }
 
-template <class In, Unit kUnit, int kLanes, bool kCapped>
-__global__ void __launch_bounds__(kThreads, 3) swept_rows(OptionTask task) {
+// From a row to its signals; lane 0 writes them, if it `writes`.
+template <bool kCapped, class In, Unit kUnit, int kLanes>
+TORCHASSAY_DEVICE void sweep_row(const OptionTask& task, const Walk<In, kUnit, kLanes>& walk, int64_t row, int lane,
+                                 int steps, bool writes) {
     const OptionsOnDevice& options = task.options;
     const float infinity = TORCHASSAY_INFINITY;
-    const int lane = simt::thread_index() % kLanes, classes = task.rows.classes;
-    const int64_t own = simt::block_index() * (kThreads / kLanes) + simt::thread_index() / kLanes;
-    const int64_t last = task.rows.count - 1, row = own < last ? own : last;  // beyond the last row: that one again
-    const Walk<In, kUnit, kLanes> walk{row_start<In>(task.rows, row), classes};
-    const int steps = (classes + kLanes * kVector<In> - 1) / (kLanes * kVector<In>);
     Target target = look_up(task, walk.row, row);
     target.known = target.known || options.probabilities;
     const float raw = target.logit;
@@ -161,7 +169,7 @@ __global__ void __launch_bounds__(kThreads, 3) swept_rows(OptionTask task) {
     // Of classes that tie for the top any may be it: the label, as for row_stats.h.
     const int k = target.y >= 0 && target.logit == m ? target.y : tops.k;
     const Sweep<In, kUnit, kLanes, kCapped> sweep{
-        task, walk, row, lane, steps, k, target.y, u == -infinity ? m : u, scale_of(options, row)};
+        options, walk, row, lane, steps, k, target.y, larger(u, kLowest), scale_of(options, row)};
     const bool spread = options.probabilities || (task.targets.data && options.smoothing != 0.0f);
     const TargetSums sums = sweep.sums(spread);
 
@@ -170,45 +178,47 @@ __global__ void __launch_bounds__(kThreads, 3) swept_rows(OptionTask task) {
     const Finished<float> f = finish(state, inverse, infinity);
     const Labelled<float> l = label(f, target.logit, inverse, infinity);
     const float weight = target.y >= 0 ? label_weight(options, target.y) : 0.0f;
-    LinearTarget<float> t{sums.rest, sums.gap * inverse.high, spread ? spread_entry(options, row, k, classes) : 0.0f};
+    const float top = spread ? spread_entry(options, row, k, walk.classes) : 0.0f;
+    LinearTarget<float> t{sums.rest, sums.gap * inverse.high, top};
     if (target.y >= 0) t = add_label(t, f, l, weight);
     const LinearLoss<float> loss = linear_loss(f, t, options.z_loss);
     float norm = 0.0f;
     if (task.out[kGradNorm]) {
         if (!kCapped && !options.weight && !options.probabilities)
-            norm = smoothed_norm(f, state, l, options.smoothing, float(classes), 2.0f * options.z_loss * f.lse);
+            norm = smoothed_norm(f, state, l, options.smoothing, float(walk.classes), 2.0f * options.z_loss * f.lse);
         else if (!spread)
             norm = capped_norm(options, f, state.Q, loss, t, l, target.y == k, tops.m, raw);
         else
             norm = sweep.norm(f, loss, t, weight);
     }
-    int prediction = tops.k;
-    if (task.out[kPrediction]) {
-        // all rows of a warp look for a NaN, if one of them has any
-        const int sound = reduce<(kLanes < 32 ? 32 : kLanes)>(int(sums.s.R == sums.s.R), Smaller{});
-        if (!sound) {
-            const int unordered = first_nan(walk, lane);
-            prediction = unordered == kNoColumn ? prediction : unordered;
-        }
-    }
-    if (lane == 0 && own <= last)
-        write_option_row(task, row, f, state, target, l, loss, inverse.high * norm, prediction);
+    const int prediction = task.out[kPrediction] ? prediction_of(walk, lane, tops.k, sums.s.R) : tops.k;
+    if (writes) write_option_row(task, row, f, state, target, l, loss, inverse.high * norm, prediction);
 }
 
-template <class In, Unit kUnit, bool kCapped, class Launch>
-void sweep_rows_at(const OptionTask& task, const Launch& launch) {
+template <class In, Unit kUnit, int kLanes, bool kCapped, class Task>
+__global__ void __launch_bounds__(kThreads, 3) swept_rows(Task task) {
+    const int lane = simt::thread_index() % kLanes, classes = task.rows.classes;
+    const int64_t own = simt::block_index() * (kThreads / kLanes) + simt::thread_index() / kLanes;
+    const int64_t last = task.rows.count - 1, row = own < last ? own : last;  // beyond the last row: that one again
+    const Walk<In, kUnit, kLanes> walk{row_start<In>(task.rows, row), classes};
+    const int steps = (classes + kLanes * kVector<In> - 1) / (kLanes * kVector<In>);
+    sweep_row<kCapped>(task, walk, row, lane, steps, lane == 0 && own <= last);
+}
+
+template <class In, Unit kUnit, bool kCapped, class Task, class Launch>
+void sweep_rows_at(const Task& task, const Launch& launch) {
     const int64_t count = task.rows.count, classes = task.rows.classes;
     const auto blocks = [&](int64_t rows) { return (count + rows - 1) / rows; };
     if (classes <= kEighthWarpRow)
-        launch(swept_rows<In, kUnit, 8, kCapped>, blocks(kThreads / 8), kThreads, task);
+        launch(swept_rows<In, kUnit, 8, kCapped, Task>, blocks(kThreads / 8), kThreads, task);
     else if (classes <= kWarpRow)
-        launch(swept_rows<In, kUnit, 32, kCapped>, blocks(kThreads / 32), kThreads, task);
+        launch(swept_rows<In, kUnit, 32, kCapped, Task>, blocks(kThreads / 32), kThreads, task);
     else
-        launch(swept_rows<In, kUnit, kThreads, kCapped>, count, kThreads, task);
+        launch(swept_rows<In, kUnit, kThreads, kCapped, Task>, count, kThreads, task);
 }
 
-template <class In, class Launch>
-void sweep_rows(const Rows& rows, const OptionTask& task, const Launch& launch) {
+template <class In, class Task, class Launch>
+void sweep_rows(const Rows& rows, const Task& task, const Launch& launch) {
     if (task.options.softcap > 0.0f)  // its arithmetic hides what rows that start anywhere cost
         return sweep_rows_at<In, kAnywhere, true>(task, launch);
     if (unit_of<In>(rows) == kUnit16) return sweep_rows_at<In, kUnit16, false>(task, launch);

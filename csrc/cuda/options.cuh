@@ -14,6 +14,7 @@ struct OptionsOnDevice {
     float softcap, inverse_cap, z_loss;
 };
 
+// Of so many classes, those of all slices.
 inline OptionsOnDevice on_device(const Options& options, int64_t classes) {
     const double inverse = 1.0 / options.temperature.value;
     const float high = float(inverse);
@@ -70,6 +71,15 @@ TORCHASSAY_DEVICE Capped capped(const OptionsOnDevice& options, float x) {
     const float v = as_float(as_bits(tanh * options.softcap) | (as_bits(x) & 0x80000000u));
     return {magnitude(x) == TORCHASSAY_INFINITY ? x : v, 4.0f * e * q * q};
 }
+
+// The same where only the options tell whether there is one.
+struct Cap {
+    const OptionsOnDevice& options;
+
+    TORCHASSAY_DEVICE Capped operator()(float x) const {
+        return options.softcap > 0.0f ? capped<true>(options, x) : capped<false>(options, x);
+    }
+};
 
 // ---- targets
 

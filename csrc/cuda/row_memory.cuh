@@ -27,7 +27,8 @@ struct Packed;
 template <>
 struct Packed<float> {
     static constexpr uint32_t kMinusInfinity = 0xff800000u;
-    static constexpr bool kMend = true;  // float32 logits are worth an exact exponent
+    static constexpr float kLowest = -3.402823466e38f;  // that is finite
+    static constexpr bool kMend = true;                 // float32 logits are worth an exact exponent
     static TORCHASSAY_DEVICE uint32_t larger(uint32_t a, uint32_t b) {
         return as_bits(simt::larger(as_float(a), as_float(b)));
     }
@@ -45,6 +46,7 @@ struct Packed<float> {
 template <>
 struct Packed<Bfloat16> {
     static constexpr uint32_t kMinusInfinity = 0xff80ff80u;
+    static constexpr float kLowest = -3.38953139e38f;  // that is finite
     static constexpr bool kMend = false;
     static TORCHASSAY_DEVICE uint32_t larger(uint32_t a, uint32_t b) { return simt::larger_bf16x2(a, b); }
     static TORCHASSAY_DEVICE uint32_t smaller(uint32_t a, uint32_t b) { return simt::smaller_bf16x2(a, b); }
@@ -61,6 +63,7 @@ struct Packed<Bfloat16> {
 template <>
 struct Packed<Float16> {
     static constexpr uint32_t kMinusInfinity = 0xfc00fc00u;
+    static constexpr float kLowest = -65504.0f;  // that is finite
     static constexpr bool kMend = false;
     static TORCHASSAY_DEVICE uint32_t larger(uint32_t a, uint32_t b) { return simt::larger_f16x2(a, b); }
     static TORCHASSAY_DEVICE uint32_t smaller(uint32_t a, uint32_t b) { return simt::smaller_f16x2(a, b); }

@@ -70,8 +70,9 @@ __global__ void __launch_bounds__(kThreads, sizeof(In) == 4 ? 2 : 3) short_rows(
         for (int mask = 16; mask > 0; mask /= 2)
             if (mask < lanes) tops = join(tops, {simt::shuffle_xor(tops.m, mask), simt::shuffle_xor(tops.u, mask)});
 
-        // Relative to u, the top clamped to it: it adds e^0 = 1, which is exact, and is taken off again.
-        const float reference = tops.u == -TORCHASSAY_INFINITY ? tops.m : tops.u;
+        // Relative to u, the top clamped to it: it adds e^0 = 1, which is exact, and is taken off again. A class at
+        // -inf adds 0, also where there is no other.
+        const float reference = larger(tops.u, P::kLowest);
         const uint32_t ceiling = P::splat(reference);
         Sums sums{0.0f, 0.0f, 0.0f};
 #pragma unroll

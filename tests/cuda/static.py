@@ -28,21 +28,22 @@ KEY = 6  # columns that name a row
 HEADS = {f"NS_4HeadE{i}": f"{head}_samples" for i, head in enumerate(("binary", "mse", "l1", "huber"))}  # csrc/api.h
 KERNELS = (
     *("short_rows", "long_rows", "row_spans", "finish_rows", "swept_rows", "grad_vectors"),
-    *("draw_states", "draw_mixtures", "mean_entropies", *HEADS.values()),
+    *("merge_parts", "finish_parts", "draw_states", "draw_mixtures", "mean_entropies", *HEADS.values()),
     *("cdf_values", "row_uniforms", "column_numbers"),
 )
-# What a kernel is compiled for: plain rows, options, or a softcap.
+# What a kernel is compiled for: plain rows, options, a softcap, or the states of slices.
 TASKS = {
-    **{None: "", "NS_9ScoreTaskE": "", "NS_8GradTaskE": ""},
-    **{"NS_10OptionTaskE": "options", "NS_14OptionGradTaskILb0EE": "options", "Lb0E": "options"},
-    **{"NS_14OptionGradTaskILb1EE": "softcap", "Lb1E": "softcap"},
+    **{"": "", "NS_9ScoreTaskE": "", "NS_8GradTaskE": ""},
+    **{"NS_10OptionTaskE": "options", "Lb0ENS_10OptionTaskE": "options", "NS_14OptionGradTaskILb0EE": "options"},
+    **{"Lb1ENS_10OptionTaskE": "softcap", "NS_14OptionGradTaskILb1EE": "softcap"},
+    **{"NS_9StateTaskE": "states", "Lb0ENS_9StateTaskE": "states", "Lb1ENS_9StateTaskE": "states, softcap"},
 }
 DTYPES = {"NS_7Float16E": "fp16", "NS_8Bfloat16E": "bf16", "f": "fp32", None: ""}
 UNITS = {"NS_4UnitE16": "16", "NS_4UnitE8": "8", "NS_4UnitE0": "anywhere", "b1": "noise", "b0": "ensemble", None: ""}
 # Of a template's instance: dtype; unit, head or whether there is noise; lanes; task. Or of a function.
 MANGLED = re.compile(
     r"_ZN10torchassayL?\d+([a-z_]+)"
-    r"(?:I(f|NS_\d+\w+?E)?(?:L(NS_4UnitE\d+|NS_4HeadE\d|b[01])E)?(?:Li(\d+)E)?(NS_\d+\w+?Task(?:ILb\dE)?E|Lb\dE)?E)?E"
+    r"(?:I(f|NS_\d+\w+?E)?(?:L(NS_4UnitE\d+|NS_4HeadE\d|b[01])E)?(?:Li(\d+)E)?((?:Lb\dE)?(?:NS_\d+\w+?Task(?:ILb\dE)?E)?)E)?E"
 )
 LANES = {
     "short_rows": "1-32",
@@ -59,10 +60,10 @@ SHORT_ROWS = {"an element": (1000, 32), "C = 100": (100, 4)}  # columns, and lan
 def named(mangled: str) -> dict[str, str]:
     """The first columns, from a mangled name."""
     match = MANGLED.match(mangled)
-    if not match or match[2] not in DTYPES or match[5] not in TASKS:
+    if not match or match[2] not in DTYPES or (match[5] or "") not in TASKS:
         raise ValueError(f"not a kernel of ours: {mangled}")
     kernel, dtype, kind, lanes, task = match.groups()
-    names = {"under": TASKS[task], "dtype": DTYPES[dtype]}
+    names = {"under": TASKS[task or ""], "dtype": DTYPES[dtype]}
     if kind in HEADS:
         return {"kernel": HEADS[kind], **names, "unit": "anywhere", "lanes": "1-32"}
     if kernel not in KERNELS or kind not in UNITS:
@@ -177,7 +178,8 @@ def table(release: str, rows: list[dict]) -> str:
         "",
         f"Written by `python tests/cuda/static.py --write` from a module built with nvcc {release}, without a GPU; the",
         "tests compare with it. `under`: what a kernel is for besides plain rows, the options of a loss (without a",
-        "softcap), or a softcap. `unit`: what every row starts at a multiple of, in bytes, and is a whole number of.",
+        "softcap), a softcap, or the states of slices of the classes, with a softcap or without. `unit`: what every",
+        "row starts at a multiple of, in bytes, and is a whole number of.",
         "`lanes`: how many share a row. `local`: bytes of stack and local memory. `wide loads`: 128-bit loads.",
         "`an element`: warp instructions for 32 logits, on the way through the code that whole spans of a row take.",
         "In `long_rows` the loop over spans, merging included. In `short_rows` the loop over steps, for rows of 1000",
@@ -188,7 +190,7 @@ def table(release: str, rows: list[dict]) -> str:
         "`draw_mixtures` the one over the draws of a block: for one draw; their `unit` is whether they make noise. In",
         "`binary_samples` the loop over a lane's labels. Not counted for `finish_rows`, which merges, `swept_rows`,",
         "which go over a row two or three times, the regressions, which need no exponential, nor for the kernels",
-        "that read no logits.",
+        "that read no logits, of which `merge_parts` and `finish_parts` read states.",
         "",
         "| " + " | ".join(COLUMNS) + " |",
         "|" + "---|" * len(COLUMNS),

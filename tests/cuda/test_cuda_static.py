@@ -15,7 +15,7 @@ CUOBJDUMP = sass.find_cuobjdump()
 DTYPES = "fp16", "bf16", "fp32"
 WITHOUT_LOGITS = (  # kernel, lanes
     *(("mean_entropies", ""), ("cdf_values", "32"), ("cdf_values", "256"), ("row_uniforms", "")),
-    ("column_numbers", ""),
+    *(("column_numbers", ""), ("merge_parts", ""), ("finish_parts", "")),
 )
 
 
@@ -42,11 +42,11 @@ def test_every_kernel_is_there_for_every_architecture(report):
     instances = {("short_rows", unit, "1-32") for unit in ("16", "8", "anywhere")}
     instances |= {("long_rows", unit, lanes) for unit in ("16", "anywhere") for lanes in ("32", "256")}
     instances |= {(kernel, unit, "256") for unit in ("16", "anywhere") for kernel in ("row_spans", "finish_rows")}
-    instances |= {("grad_vectors", "", "")}
-    under = {(kernel, under, *rest) for kernel, *rest in instances for under in ("", "options")}
+    under = {(kernel, under, *rest) for kernel, *rest in instances for under in ("", "options", "states")}
     sweeps = ("options", "16"), ("options", "anywhere"), ("softcap", "anywhere")
+    sweeps += ("states", "16"), ("states", "anywhere"), ("states, softcap", "anywhere")
     under |= {("swept_rows", *sweep, lanes) for sweep in sweeps for lanes in ("8", "32", "256")}
-    under |= {("grad_vectors", "softcap", "", "")}
+    under |= {("grad_vectors", under, "", "") for under in ("", "options", "softcap")}
     under |= {
         (kernel, "", kind, "8-256") for kind in ("noise", "ensemble") for kernel in ("draw_states", "draw_mixtures")
     }

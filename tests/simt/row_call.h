@@ -1,8 +1,5 @@
 // A call of the kernels for rows of logits: a request on standard input, the outputs on standard output.
-//
-// Threads and blocks are taken in ascending, then in descending order, which must give the same bits.
 #pragma once
-#include <memory>
 #include <vector>
 
 #include "request.h"
@@ -21,7 +18,7 @@ public:
     explicit RowCall(int stats_rows) : stats_rows_(stats_rows) {
         asked = number(), multiprocessors = number();
         rows = rows_of_request(kept_);
-        targets.wide = number(), targets.ignore_index = number(), targets.data = read();
+        targets = targets_of_request(kept_);
         if (asked) return;
         stats = read();
         for (auto& g : up) g.stride = number(), g.data = read();
@@ -34,34 +31,15 @@ public:
     RowCall& operator=(const RowCall&) = delete;
 
     void* read() { return Buffer::read(kept_); }
+    Options options() { return options_of_request(kept_); }
 
-    // Calls scores(out, descending), or if a gradient is asked for grads(out, descending), once in each order.
+    // Calls scores(out, descending), or if a gradient is asked for grads(out, descending).
     template <class Scores, class Grads>
     void run(const Scores& scores, const Grads& grads) const {
-        const int64_t count = rows.count(), size = rows.dtype == Dtype::kFloat32 ? 4 : 2;
-        std::vector<std::unique_ptr<Buffer>> outputs;
-        for (int i = 0; i < kSlots; ++i) {
-            const int64_t bytes = i == kStats ? 4 * stats_rows_ : i == kPrediction ? 8 : 4;
-            if (asked >> i & 1) outputs.push_back(std::make_unique<Buffer>(count * bytes));
-        }
-        if (!asked) outputs.push_back(std::make_unique<Buffer>(count * rows.classes * size));
-        std::vector<std::vector<char>> before;
-        for (const bool descending : {false, true}) {
-            void* out[kSlots] = {};
-            size_t next = 0;
-            for (int i = 0; i < kSlots; ++i)
-                if (asked >> i & 1) out[i] = outputs[next++]->poisoned();
-            if (asked)
-                scores(out, descending);
-            else
-                grads(outputs[0]->poisoned(), descending);
-            for (size_t i = 0; i < outputs.size(); ++i) {
-                if (descending && !outputs[i]->holds(before[i]))
-                    simt::fail("the order of the threads changed output %zu", i);
-                if (!descending) before.push_back(outputs[i]->copy());
-            }
-        }
-        for (const auto& output : outputs) output->write();
+        const int64_t size = rows.dtype == Dtype::kFloat32 ? 4 : 2;
+        if (asked) return slots_in_both_orders(asked, rows.count(), stats_rows_, scores);
+        in_both_orders({rows.count() * rows.classes * size},
+                       [&](const std::vector<void*>& out, bool descending) { grads(out[0], descending); });
     }
 
 private:

@@ -7,12 +7,6 @@ using namespace torchassay;
 
 namespace {
 
-double real() {
-    double value;
-    read_bytes(&value, sizeof(value));
-    return value;
-}
-
 template <class In>
 void scores(const RowCall& call, const Options& options, void* const (&out)[kSlots], bool descending) {
     const bool cut = cut_into_spans(call.rows, int(call.multiprocessors));
@@ -25,10 +19,7 @@ void scores(const RowCall& call, const Options& options, void* const (&out)[kSlo
 
 int main() {
     RowCall call(7);
-    Options options{};
-    options.weight = call.read(), options.probabilities = call.read(), options.temperature.data = call.read();
-    options.temperature.value = real();
-    options.label_smoothing = real(), options.softcap = real(), options.z_loss = real();
+    const Options options = call.options();
     by_dtype(call.rows.dtype, [&](auto one) {
         using In = decltype(one);
         call.run([&](void* const(&out)[kSlots], bool descending) { scores<In>(call, options, out, descending); },

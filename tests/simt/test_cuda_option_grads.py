@@ -1,5 +1,7 @@
 """The CUDA gradients under the options of a loss, on the host, against the definition in extended precision."""
 
+from itertools import pairwise
+
 import host_kernels
 import numpy as np
 import pytest
@@ -101,3 +103,37 @@ def test_gradients_of_ignored_poisoned_and_out_of_range_rows(name, classes, kern
     view.copy_(x)
     again = under.grads(view, y, stats, torch.stack([gL, gL], 1)[:, 0], None)
     assert torch.equal(again.nan_to_num(nan=9.0), found.nan_to_num(nan=9.0))
+
+
+# ---- gradients of slices of the classes
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("classes", [5, 33, 1025])
+def test_gradients_of_slices_are_those_of_the_row(classes, dtype, kernels):
+    """From the stats of whole rows: the same bits, whether the slice holds the target, the top, both or neither."""
+    for name in ("nothing", "smoothing and all", "softcap and all"):
+        x, y, options = labelled(name, classes, dtype)
+        gL, gH = upstream("both", len(x))
+        under = kernels.under(**options)
+        stats = under.scores(x, y, ("stats",))["stats"]
+        expected = under.grads(x, y, stats, gL, gH)
+        cuts = [0, 1, classes // 2, classes]
+        for a, b in pairwise(cuts):
+            own = options | ({"weight": options["weight"][a:b]} if "weight" in options else {})
+            found = kernels.under(**own).grads(x[:, a:b], y, stats, gL, gH, first=a, total=classes)
+            assert torch.equal(found, expected[:, a:b]), (name, a, b)
+
+
+def test_gradients_of_slices_with_targets_ignored_and_out_of_range(kernels):
+    """Out of range of all classes, not of the slice."""
+    x, y = noise(6, 30), torch.tensor([2, 25, -100, 30, -1, -(2**62)])
+    options = case("smoothing, z_loss", 30, 6)
+    under = kernels.under(**options)
+    gL, _ = upstream("loss", 6)
+    stats = under.scores(x, y, ("stats",))["stats"]
+    expected = under.grads(x, y, stats, gL, None)
+    assert expected[3:].isnan().all() and (expected[2] == 0).all()
+    for a, b in ((0, 20), (20, 30)):
+        found = under.grads(x[:, a:b], y, stats, gL, None, first=a, total=30)
+        assert torch.equal(found.nan_to_num(nan=9.0), expected[:, a:b].nan_to_num(nan=9.0))

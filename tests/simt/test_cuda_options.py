@@ -2,7 +2,6 @@
 
 import host_kernels
 import mpmath
-import numpy as np
 import pytest
 import torch
 from option_cases import (
@@ -14,6 +13,7 @@ from option_cases import (
     Exact,
     batch,
     case,
+    check,
     labelled,
     noise,
     probabilities,
@@ -26,34 +26,6 @@ from option_cases import (
 @pytest.fixture(scope="session")
 def kernels(host_program):
     return host_kernels.OptionKernels(host_program("run_options.cpp"))
-
-
-def check(found: dict, x: torch.Tensor, target: torch.Tensor, options: dict) -> None:
-    exact = Exact(x, target, **options)
-    softcap, smoothing = options.get("softcap"), options.get("label_smoothing", 0.0)
-    uniform = smoothing > 0 and not target.is_floating_point() and options.get("weight") is None and softcap is None
-    tolerance = 2e-6 + (0 if softcap is None else 2.0**-23 * softcap / np.min(exact.t))
-    for name, value in exact.signals().items():
-        got = found[name].double().numpy()
-        if name == "prediction":
-            assert np.array_equal(found[name].numpy(), value)
-            continue
-        allowed = tolerance * np.abs(value) + 1e-36
-        if softcap is not None and "margin" in name:  # a difference of two capped logits
-            allowed = allowed + tolerance * exact.c
-        if name == "lse":  # where its parts cancel
-            allowed = tolerance * np.maximum(np.abs(value), np.abs(exact.m))
-        if name == "grad_norm":
-            allowed = allowed + 2.0**-21 * exact.subtracted()
-        if name == "grad_norm" and uniform:
-            miss = 1 - exact.p[exact.rows, target.numpy()]
-            allowed = (
-                2e-6
-                + 2e-6 * value
-                + 4e-4 * np.maximum(1, np.abs(exact.beta)) * miss / np.sqrt(max(x.shape[1] - 1, 1)) / np.ravel(exact.t)
-            )
-        bad = ~((np.abs(got - value) <= allowed) | (got == value))
-        assert not bad.any(), f"{name} of rows {np.flatnonzero(bad)} under {[*options]}: {got[bad]}, exact {value[bad]}"
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

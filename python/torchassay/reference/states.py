@@ -134,16 +134,17 @@ def _merge(a: Slice, b: Slice, softcap: float | None, inverse: float | Tensor) -
     top = torch.where(later, a.top, b.top)
     slope = capped(loser, softcap)[1]
     one, nothing = torch.ones_like(m), torch.zeros_like(m)
-    masked = torch.where((loser == -torch.inf) & (top != 0), torch.inf, nothing)  # its part of a target: never met
-    lone = Slice(loser, loser, one, nothing, one * slope * slope, nothing, top, masked, nothing, a.k)
+    lone = Slice(loser, loser, one, nothing, one * slope * slope, nothing, top, nothing, nothing, a.k)
     for part in (a, b, lone):
         raw = distance(part.u)
         d = scaled(raw, inverse)
         c = torch.where(part.u == -torch.inf, 0, torch.exp(-d))
+        d = torch.where(c == 0, 0, d)  # that far below, R d may be infinite
         of_part = (part.R * c, c * (part.T + part.R * d), part.Q * (c * c))
         sums = [total + more for total, more in zip(sums, of_part, strict=True)]
         rest = rest + part.rest
-        gap = gap + part.gap + part.rest * raw
+        away = torch.where(part.u == -torch.inf, torch.inf, raw)  # masked classes that have b
+        gap = gap + part.gap + torch.where(part.rest == 0, 0, part.rest * away)
     x_y = torch.where(b.k < 0, b.x_y, a.x_y)
     k_a, k_b = _class_of(a.k), _class_of(b.k)
     poisoned = a.R.isnan() | a.m.isnan()
