@@ -233,8 +233,6 @@ class _Head:
 
         def check() -> Facts:
             checks.reduced_by(function, reduction)
-            if function != "linear_score":
-                checks.tensor(function, "target", target)
             checks.process_group(function, self.group)
             head = self.input, self.weight, self.bias
             call = checks.linear(function, *head, target, signals, options, ignore_index, extra, noise)

@@ -182,9 +182,7 @@ def _linear_squares(
     one = torch.ones_like(stats[0])
     for at, logits in _Chunks(input, linear_weight, linear_bias, columns):
         start = at.start
-        for part in logits.split(
-            max(columns // 8, 1), 1
-        ):  # wide, its gradient, squares: at most a chunk
+        for part in logits.split(max(columns // 8, 1), 1):  # wide, its gradient, squares: at most a chunk
             wide = part.to(computed_in(part))
             grad = torch.empty(wide.shape, dtype=wide.dtype, device=wide.device)
             of_part = None if weight is None else weight[start : start + part.shape[1]]

@@ -39,10 +39,11 @@ def linear_score(
     """`torchassay.linear_score` in plain torch, but for the history's share of its window."""
     function = "linear_score"
     extra = "" if history is None else checks.signal_of(history, function)
-    head = [None if t is None else t.detach() for t in autocast(input, linear_weight, linear_bias)]
+    head = autocast(input, linear_weight, linear_bias)
     options = given(weight, label_smoothing, temperature, softcap)
     noise = noise_given(feature_noise_std, feature_noise_draws, seed, row_id)
     call = checks.linear(function, *head, target, signals, options, ignore_index, extra, noise)
+    head = [None if operand is None else operand.detach() for operand in head]
     found = _signals(function, head, target, options or Options(), ignore_index, call.signals, noise)
     outputs = [found[name] for name in call.in_order]
     scores = call.scores(outputs)
@@ -67,7 +68,6 @@ def linear_cross_entropy(
     """`torchassay.linear_cross_entropy` in plain torch, differentiated by autograd."""
     function = "linear_cross_entropy"
     checks.reduced_by(function, reduction)
-    checks.tensor(function, "target", target)
     head = autocast(input, linear_weight, linear_bias)
     options = given(weight, label_smoothing, temperature, softcap, z_loss)
     call = checks.linear(function, *head, target, signals, options, ignore_index)
@@ -89,7 +89,6 @@ def linear_log_prob_entropy(
 ) -> tuple[Tensor, Tensor]:
     """`torchassay.linear_log_prob_entropy` in plain torch, differentiated by autograd."""
     function = "linear_log_prob_entropy"
-    checks.tensor(function, "target", target)
     head = autocast(input, linear_weight, linear_bias)
     options = given(None, 0.0, temperature, None)
     checks.linear(function, *head, target, (), options, ignore_index)
