@@ -17,8 +17,8 @@ struct CappedNumber {
 TORCHASSAY_INLINE CappedNumber capped_at(const OptionTerms& terms, double x) {
     if (!terms.capped()) return {x, 1};
     if (x - x != 0) return {x, 0};
-    const double t = ::tanh(x / terms.options.softcap);
-    return {terms.options.softcap * t, 1 - t * t};
+    const double y = x / terms.options.softcap, e = ::exp(-2 * ::fabs(y));
+    return {terms.options.softcap * ::tanh(y), 4 * e / ((1 + e) * (1 + e))};  // 1 - tanh^2 would cancel
 }
 
 // Slice `part` of row i.

@@ -89,10 +89,11 @@ def linear_score(
     function = "linear_score"
     options = given(weight, label_smoothing, temperature, softcap)
     noise = noise_given(feature_noise_std, feature_noise_draws, seed, row_id)
+    input, linear_weight, linear_bias = reference.autocast(input, linear_weight, linear_bias)
     extra = "" if history is None else checks.signal_of(history, function)
     target = plain(target)
     head = _Head(function, input, linear_weight, linear_bias, group)
-    call = head.check(target, signals, options, ignore_index, max_workspace_bytes, 1, extra, noise)
+    call = head.check(target, signals, options, ignore_index, max_workspace_bytes, extra, noise)
     head.detach()
     asked = call.signals | (BIT["grad_norm"] if call.signals & BIT["weight_grad_norm"] else 0)
     bits, how = asked & ROW_BITS, (ignore_index, 0, backend)
@@ -150,11 +151,11 @@ def linear_cross_entropy(
         As `linear_score`.
     """
     function = "linear_cross_entropy"
-    input, linear_weight, linear_bias = _autocast(input, linear_weight, linear_bias)
+    input, linear_weight, linear_bias = reference.autocast(input, linear_weight, linear_bias)
     options = given(weight, label_smoothing, temperature, softcap, z_loss)
     target = plain(target)
     head = _Head(function, input, linear_weight, linear_bias, group)
-    call = head.check(target, signals, options, ignore_index, max_workspace_bytes, 2, reduction=reduction)
+    call = head.check(target, signals, options, ignore_index, max_workspace_bytes, reduction=reduction)
     bits = (call.signals & ROW_BITS) | BIT["loss"]
     if call.signals & BIT["weight_grad_norm"]:
         bits |= BIT["grad_norm"]
@@ -193,12 +194,12 @@ def linear_log_prob_entropy(
         differentiable in input, linear_weight and linear_bias.
     """
     function = "linear_log_prob_entropy"
-    input, linear_weight, linear_bias = _autocast(input, linear_weight, linear_bias)
+    input, linear_weight, linear_bias = reference.autocast(input, linear_weight, linear_bias)
     options = given(None, 0.0, temperature, None)
     target = plain(target)
     head = _Head(function, input, linear_weight, linear_bias, group)
     bits = BIT["loss"] | BIT["entropy"]
-    head.check(target, (), options, ignore_index, max_workspace_bytes, 2)
+    head.check(target, (), options, ignore_index, max_workspace_bytes)
     loss, entropy = head.scores(target, options, bits, ignore_index, bits, backend)
     return -loss.view(target.shape), entropy.view(target.shape)
 
@@ -222,7 +223,6 @@ class _Head:
         options: Options | None,
         ignore_index: int,
         most: int | None,
-        buffers: int,
         extra: str = "",
         noise: Noise | None = None,
         reduction: str = "mean",
@@ -232,15 +232,15 @@ class _Head:
         function = self.function
 
         def check() -> Facts:
-            if reduction not in ("none", "mean", "sum"):
-                expected = "'none', 'mean' or 'sum'"
-                raise checks.InputValueError(f"{function}: reduction must be {expected}, got {reduction!r}")
+            checks.reduced_by(function, reduction)
             checks.process_group(function, self.group)
             head = self.input, self.weight, self.bias
             call = checks.linear(function, *head, target, signals, options, ignore_index, extra, noise)
             found.append(call)
             rows, features = self.input.numel() // max(self.input.shape[-1], 1), self.input.shape[-1]
-            self._cut(rows, buffers, most)
+            norm = call.signals & (BIT["grad_norm"] | BIT["weight_grad_norm"])
+            swept = bool(norm) and options is not None and reference.needs_sweep(options)
+            self._cut(rows, 1 if function == "linear_score" and not swept else 2, most)
             numbers = None if options is None else [n for n in options[1:] if not isinstance(n, Tensor)]
             rest = self.input.dtype, call.signals, ignore_index, numbers, noise is None, target is None
             return Facts(rows, len(self.weight), features, rest)
@@ -261,7 +261,7 @@ class _Head:
         classes, rows = len(self.weight), max(rows, 1)
         segment = min(SEGMENT, classes)
         least = rows * segment * self.input.element_size() * buffers
-        checks.workspace(self.function, most, least, f"{segment} classes of {rows} rows")
+        checks.workspace(self.function, most, least, segment, rows)
         if most is None:
             most = max(WORKSPACE.get(self.input.device.type, WORKSPACE["cuda"]), least)
         segments, fit = -(-classes // segment), most // least
@@ -307,6 +307,7 @@ class _Head:
     def noisy(self, noise: Noise, options: Options | None, signals: int, backend: str | None) -> dict[str, Tensor]:
         """The signals over copies of the hidden states with noise: each copy's entropy, and that of their mean."""
         options, by_op = reference.flattened(options or Options()), for_op(backend)
+        options = Options(temperature=options.temperature, softcap=options.softcap)  # there is no target
         call = Call(-100, BIT["entropy"], self.vocabulary, self.function, by_op)
         first, total, _ = self.vocabulary
         copies = _Copies(self.input, noise, by_op)
@@ -359,13 +360,3 @@ def _may_wait(input: Tensor) -> bool:
     if torch.compiler.is_compiling():
         return False
     return not (input.is_cuda and torch.cuda.is_current_stream_capturing())
-
-
-def _autocast(*tensors: Tensor | None) -> list[Tensor | None]:
-    """The operands of a linear layer as autocast would take them."""
-    kind = tensors[0].device.type if isinstance(tensors[0], Tensor) else "cpu"
-    if not torch.is_autocast_enabled(kind):
-        return list(tensors)
-    dtype = torch.get_autocast_dtype(kind)
-    cast = [t.to(dtype) if isinstance(t, Tensor) and t.dtype != torch.float64 else t for t in tensors]
-    return cast

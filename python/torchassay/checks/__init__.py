@@ -21,6 +21,7 @@ from torchassay.checks.arguments import (
     out_of_range,
     probabilities,
     process_group,
+    reduced_by,
     same_device,
     tensor,
 )
@@ -58,6 +59,7 @@ __all__ = [
     "out_of_range",
     "probabilities",
     "process_group",
+    "reduced_by",
     "regression",
     "same_device",
     "score",

@@ -14,6 +14,7 @@ from torchassay.checks.arguments import (
     labels,
     logits,
     probabilities,
+    reduced_by,
     tensor,
 )
 from torchassay.checks.options import loss_options, temperatures
@@ -106,8 +107,7 @@ def cross_entropy(
 ) -> Call:
     """Check a call of the loss; ``dim`` None is torch's rule: 1, or 0 for a single sample."""
     tensor(function, "target", target)
-    if reduction not in ("none", "mean", "sum"):
-        raise InputValueError(f"{function}: reduction must be 'none', 'mean' or 'sum', got {reduction!r}")
+    reduced_by(function, reduction)
     if dim is None:
         tensor(function, "input", input)
         dim = 1 if input.dim() > 1 else 0
