@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+import multiprocessing
 import sys
 import traceback
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 
 import torch
 import torch.multiprocessing
+
+multiprocessing.set_forkserver_preload(["torchassay", "pytest"])  # imported once, then ranks start at once
+LONGEST = timedelta(seconds=120)  # that a rank waits for another, which may never come: then it fails
 
 
 def _rank(rank: int, world: int, folder: str, file: str, name: str, arguments: tuple) -> None:
@@ -20,7 +25,8 @@ def _rank(rank: int, world: int, folder: str, file: str, name: str, arguments: t
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     function = getattr(module, name)
-    torch.distributed.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=world)
+    meeting = f"file://{folder}/meet"
+    torch.distributed.init_process_group("gloo", meeting, timeout=LONGEST, rank=rank, world_size=world)
     try:
         torch.save(function(rank, *arguments), f"{folder}/{rank}")
     except BaseException:
@@ -33,5 +39,6 @@ def _rank(rank: int, world: int, folder: str, file: str, name: str, arguments: t
 def on_ranks(world: int, folder: Path, function: Callable, *arguments) -> list:
     """What ``function(rank, *arguments)``, of a module's top level, returns on every rank: tensors, dicts, lists."""
     place = inspect.getfile(function), function.__name__
-    torch.multiprocessing.spawn(_rank, (world, str(folder), *place, arguments), nprocs=world)
+    how = {"nprocs": world, "start_method": "forkserver"}
+    torch.multiprocessing.start_processes(_rank, (world, str(folder), *place, arguments), **how)
     return [torch.load(folder / str(rank), weights_only=True) for rank in range(world)]

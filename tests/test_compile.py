@@ -282,3 +282,27 @@ def test_fake_tensors_have_the_shapes_dtypes_and_strides_of_real_ones(place):
             fake = ops.row_scores(fake_logits, fake_target, dim, -100, 2 * STATS - 1, "test", place.backend)
         described = [[(t.shape, t.dtype, t.stride(), t.device) for t in outputs] for outputs in (real, fake)]
         assert described[0] == described[1]
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # the compiler looks at what is between graphs
+def test_a_group_leaves_the_graph():
+    x = torch.randn(5, 7, generator=torch.Generator().manual_seed(3))
+    weight, y = x.new_ones(9, 7).cumsum(0) / 9, torch.tensor([0, 8, -100, 3, 4])
+
+    def run(call):
+        leaf = x.clone().requires_grad_()
+        loss = call(leaf)
+        loss.backward()
+        return loss.detach(), leaf.grad
+
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        group = torch.distributed.group.WORLD
+        for call in (
+            lambda x: 3 * ta.cross_entropy(2 * x, y.clamp(max=6), group=group),
+            lambda x: 3 * ta.linear_cross_entropy(2 * x, weight, y, group=group),
+        ):
+            found, exact = run(torch.compile(call, backend="aot_eager")), run(call)
+            assert all(map(torch.equal, found, exact))
+    finally:
+        torch.distributed.destroy_process_group()

@@ -138,3 +138,30 @@ def test_code_on_samplers_runs():
             assert sum(map(len, names["kinds"].values())) == 96
     assert len(names["kept"]) == 48 and names["memory"].visits.tolist() == [1] * 96
     assert 0 < names["picker"].counters()["noise_share"] < 1
+
+
+def test_code_on_vocabulary_parallel_runs():
+    """With a group of this process alone, whose slice is everything."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "vocabulary_parallel.md").read_text(), re.DOTALL)
+    assert len(blocks) == 3
+    generator = torch.Generator().manual_seed(1)
+    names = {
+        "torch": torch,
+        "ta": ta,
+        "logits": torch.randn(6, 10, generator=generator).requires_grad_(),
+        "tokens": torch.randint(10, (6,), generator=generator),
+        "hidden": torch.randn(6, 4, generator=generator).requires_grad_(),
+        "head": torch.nn.Linear(4, 10, bias=False),
+        "advantage": torch.randn(6, generator=generator),
+    }
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        for block in blocks:
+            exec(block, names)
+        assert torch.equal(names["s"].entropy, ta.score(names["logits"], signals="entropy").entropy)
+        assert names["hidden"].grad.shape == (6, 4) and names["head"].weight.grad.shape == (10, 4)
+        whole = F.cross_entropy(F.linear(names["hidden"], names["head"].weight), names["tokens"])
+        torch.testing.assert_close(names["loss"], whole.detach())
+        assert names["weight"].grad.placements == (names["Shard"](0),)
+    finally:
+        torch.distributed.destroy_process_group()

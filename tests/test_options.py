@@ -318,3 +318,13 @@ def test_options_of_the_modules(fast_place):
     scorer = ta.Scorer("entropy", temperature=2.0, softcap=5.0, backend=fast_place.backend)
     expected = ta.score(case.x, signals="entropy", temperature=2.0, softcap=5.0, backend=fast_place.backend).entropy
     assert torch.equal(scorer(case.x), expected)
+
+
+def test_the_margin_of_a_target_of_weight_0(place):
+    """Weights scale the loss and the norm of its gradient; the margin is that of the probabilities."""
+    x, y = torch.tensor([[0.5, 2.0, -1.0], [3.0, 0.0, 1.0]]).to(place.device), torch.tensor([2, 0]).to(place.device)
+    weight = torch.tensor([0.0, 1.0, 0.0]).to(place.device)
+    found = ta.score(x, y, weight=weight, signals=("loss", "target_margin"), backend=place.backend)
+    exact = oracle.signals(x, y)["target_margin"]
+    torch.testing.assert_close(found.target_margin.cpu().double(), exact, rtol=2e-6, atol=0)
+    assert found.loss.tolist() == [0.0, 0.0]

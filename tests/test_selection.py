@@ -225,13 +225,13 @@ def test_an_error_on_one_rank_is_an_error_on_all(tmp_path):
     start = "InputValueError: top_fraction:"
     fraction, kind = "fraction must be in [0, 1], got 1.5", "values must be a Tensor, got list"
     mask = "mask must be bool of shape (4,) on cpu, got float32 of shape (4,) on cpu"
-    refused = [f"{start} rank {rank} of the group refused its arguments" for rank in range(2)]
+    refused = f"{start} rank {{}} of the group refused its arguments: {{}}".format
     differ = [
-        f"{start} every rank of the group must be given the same fraction, got [0.5, 0.25]",
-        f"{start} every rank of the group must be given the same dtype, got ['float32', 'float64']",
+        f"{start} every rank of the group must be given the same fraction, got 0.5 on rank 0 and 0.25 on rank 1",
+        f"{start} every rank of the group must be given the same dtype, got float32 on rank 0 and float64 on rank 1",
     ]
-    first = [refused[1], refused[1], *differ, f"{start} {mask}"]
-    second = [f"{start} {fraction}", f"InputTypeError: top_fraction: {kind}", *differ, refused[0]]
+    first = [refused(1, fraction), refused(1, kind), *differ, f"{start} {mask}"]
+    second = [f"{start} {fraction}", f"InputTypeError: top_fraction: {kind}", *differ, refused(0, mask)]
     first.append("[False, False, True, True]")  # 0 1 2 3, beside 1 2 3 4: the four largest are 4, both 3, the first 2
     second.append("[False, False, True, True]")
     found = on_ranks(2, tmp_path, go_wrong)

@@ -6,12 +6,13 @@ import os
 import shutil
 import socket
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from torchassay import checks
 
@@ -34,30 +35,18 @@ def cpu_group() -> dist.ProcessGroup | None:
     return _groups[world]
 
 
-def exchanged(
-    function: str, group: dist.ProcessGroup, count: int, check: Callable[[], Sequence[int]]
-) -> list[list[int]]:
-    """For each of ``count`` integers that ``check`` makes of a call's arguments, those of all ranks.
+def all_gathered(mine: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """What every rank of the group has, [W, ...], in the order of ranks."""
+    everyone = mine.new_empty(dist.get_world_size(group), *mine.shape)
+    dist.all_gather(list(everyone), mine.contiguous(), group=group)
+    return everyone
 
-    One small exchange, which on a GPU is waited for. What ``check`` raises is raised here, after the other ranks know
-    of it: an error on one rank is an error on every rank, and none waits for another.
-    """
-    device = torch.device("cpu") if "gloo" in dist.get_backend(group) else torch.device("cuda")
-    everyone = torch.empty(dist.get_world_size(group), 1 + count, dtype=torch.int64, device=device)
 
-    def say(refused: bool, facts: Sequence[int]) -> None:
-        dist.all_gather(list(everyone), torch.tensor([refused, *facts], device=device), group=group)
-
-    try:
-        facts = check()
-    except (ValueError, TypeError, RuntimeError):
-        say(True, [0] * count)
-        raise
-    say(False, facts)
-    refused, *found = everyone.t().tolist()
-    if any(refused):
-        raise checks.InputValueError(f"{function}: rank {refused.index(1)} of the group refused its arguments")
-    return found
+def all_reduced(value: Tensor, groups: Iterable[dist.ProcessGroup]) -> Tensor:
+    """The sum over the ranks of one group, and then of the next; ``value`` becomes it."""
+    for group in groups:
+        dist.all_reduce(value, group=group)
+    return value
 
 
 class Replicas:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from torchassay import autograd, checks, ops, reference
@@ -15,10 +15,7 @@ from torchassay.history import History
 from torchassay.options import Options, given, noise_given
 from torchassay.scores import BIT, ROW_BITS, SIGNALS, STATS, Scores
 from torchassay.shards import Shard
-from torchassay.vocabulary import shared
-
-if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup
+from torchassay.vocabulary import is_dtensor
 
 
 def score(
@@ -37,7 +34,7 @@ def score(
     seed: int | Tensor = 0,
     row_id: Tensor | None = None,
     history: History | None = None,
-    group: ProcessGroup | None = None,
+    group: dist.ProcessGroup | None = None,
     backend: str | None = None,
 ) -> Scores:
     """Score every row of logits in one read; detached from the graph.
@@ -68,8 +65,10 @@ def score(
             ``select_prob``, float32, the probability with which Selective-Backprop picks each row.
         group: a process group whose ranks hold slices of the classes, in the order of ranks: ``input`` and ``weight``
             are this rank's slice, of any size, and ``target``, which counts the classes of all, is the same on every
-            rank. Every rank gets the scores. Not with noise or class probabilities. ``input`` may also be a DTensor
-            sharded on its class dimension.
+            rank, as is all else. Every rank gets the scores, and an error on one rank is an error on all. Not with
+            noise or class probabilities. ``input`` may also be a DTensor sharded on its class dimension, which needs no
+            group: then the scores are those of this process's rows. What is sent, and when a host waits for a GPU:
+            docs/vocabulary_parallel.md.
         backend: "native", "triton" or "reference" instead of the usual one (see `explain`).
 
     Returns:
@@ -96,12 +95,12 @@ def score(
         >>> [f"{value:.4g}" for value in s.loss.tolist()]
         ['0.1269', '9.358e-14']
     """
-    extra = "" if history is None else checks.signal_of(history, "score")
     options = given(weight, label_smoothing, temperature, softcap)
     noise = noise_given(noise_std, noise_draws, seed, row_id)
-    if shared(input, group):
-        shard = Shard("score", input, weight, dim, group)
-        return shard.score(target, signals, options, ignore_index, noise, extra, history, backend)
+    if group is not None or is_dtensor(input):
+        shard = Shard("score", input, target, dim, options, ignore_index, backend, group)
+        return shard.score(signals, noise, history)
+    extra = "" if history is None else checks.signal_of(history, "score")
     call = checks.score("score", input, target, signals, dim, options, ignore_index, extra, SIGNALS, noise)
     input = input.detach() if input.requires_grad else input
     if noise is None:
@@ -127,7 +126,7 @@ def cross_entropy(
     temperature: float | Tensor = 1.0,
     softcap: float | None = None,
     z_loss: float = 0.0,
-    group: ProcessGroup | None = None,
+    group: dist.ProcessGroup | None = None,
     backend: str | None = None,
 ) -> Tensor | tuple[Tensor, Scores]:
     """`torch.nn.functional.cross_entropy`, exact for easy samples too, with the scores of the batch for free.
@@ -144,7 +143,8 @@ def cross_entropy(
         label_smoothing: in [0, 1].
         dim: the class dimension. None is torch's rule: 1, or 0 for a single sample.
         signals: names among `torchassay.SIGNALS`: also return the `Scores` of the batch, from the same read.
-        temperature, softcap, group: as in `score`. With a group there is no second derivative.
+        temperature, softcap, group: as in `score`. With a group, or of a DTensor, there is no second derivative; the
+            gradient of a DTensor is one too, and its mean and sum are over the rows of all processes.
         z_loss: >= 0: every row's loss grows by z_loss lse^2, its squared log-sum-exp (PaLM, Chowdhery et al. 2022,
             section 5), before the reduction.
         backend: "native", "triton" or "reference" instead of the usual one (see `explain`).
@@ -165,9 +165,9 @@ def cross_entropy(
     """
     function = "cross_entropy"
     options = given(weight, label_smoothing, temperature, softcap, z_loss)
-    if shared(input, group):
-        shard = Shard(function, input, weight, dim, group)
-        return shard.cross_entropy(target, signals, options, ignore_index, reduction, backend)
+    if group is not None or is_dtensor(input):
+        shard = Shard(function, input, target, dim, options, ignore_index, backend, group)
+        return shard.cross_entropy(signals, reduction)
     call = checks.cross_entropy(function, input, target, signals, dim, options, ignore_index, reduction)
     rows, *outputs = _outputs(function, input, target, call.with_loss(), options, ignore_index, backend, BIT["loss"])
     own = None if reduction != "mean" else reference.own_weight(weight, target, ignore_index)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from torchassay import checks, ops
 from torchassay.backends import choose, native
+from torchassay.distributed import all_gathered, all_reduced
 from torchassay.philox import uniforms
 from torchassay.scores import SIGNALS
 
@@ -273,9 +274,7 @@ class History:
         place = rank + (self.capacity - 1 - rank[-1] if len(rank) else 0)  # the last one comes last
         place = torch.where(valid & (place >= 0), place, self.capacity)
         mine = flat.new_full((self.capacity + 1,), torch.nan).scatter_(0, place, flat)  # its last place is nobody's
-        everyone = flat.new_empty(self.group.size() * self.capacity)
-        torch.distributed.all_gather_into_tensor(everyone, mine[:-1].contiguous(), group=self.group)
-        return everyone.view(self.group.size(), self.capacity).T.reshape(-1)
+        return all_gathered(mine[:-1], self.group).T.reshape(-1)
 
     def _share_of_window(self, flat: Tensor) -> Tensor:
         return ops.cdf(self._state["window"], self._state["total"], flat, self.ties == "midrank", "")
@@ -291,7 +290,7 @@ class History:
         counts = self._state["counts"]
         added = torch.zeros_like(counts).scatter_add_(0, self._bin(flat), valid.to(torch.float32))
         if self.group is not None:
-            torch.distributed.all_reduce(added, group=self.group)
+            all_reduced(added, [self.group])
         counts *= (1 - added.sum() / self.capacity).clamp(min=0)
         counts += added
 

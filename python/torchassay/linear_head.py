@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from torchassay import ops, reference
+from torchassay.distributed import all_reduced
 from torchassay.options import Options
 from torchassay.scores import BIT
 from torchassay.slices import Call, finished, keep, refuse_higher, upstream_of
@@ -21,7 +21,7 @@ class LinearScores(torch.autograd.Function):
     def forward(ctx, input, linear_weight, linear_bias, target, weight, smoothing, temperatures, *call):
         temperature, softcap, z_loss, columns, *call, differentiable = call
         call = Call(*call)
-        first, total, _ = call.vocabulary
+        first, total, *_ = call.vocabulary
         head = input, linear_weight, linear_bias, target
         flat = weight, smoothing, temperatures, temperature, softcap, z_loss
         how = first, total, call.ignore_index, columns, call.function, call.backend
@@ -50,11 +50,12 @@ class LinearScores(torch.autograd.Function):
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # create_graph: the reference has one
             found = _by_reference(*head, Options.of(*options), call.ignore_index, given, wanted)
         else:
-            first, total, group = call.vocabulary
+            first, total, group, _ = call.vocabulary
             how = first, total, call.ignore_index, columns, call.function, call.backend
             found = ops.linear_grads(*head, *options, stats, *given, *wanted, *how)
-            if group is not None and wanted[0]:  # each rank has what its slice gives the hidden states, which all share
-                dist.all_reduce(found[0], group=group)
+            if wanted[0]:  # of a group each rank has what its slice gives the hidden states, which all share
+                dx, *found = found
+                found = [(dx if group is None else all_reduced(dx, [group])).to(head[0].dtype), *found]
         for at, grad in zip([at for at in range(3) if wanted[at]], found, strict=True):
             grads[at] = grad
         return tuple(grads)

@@ -7,7 +7,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from torchassay import checks
-from torchassay.distributed import exchanged
+from torchassay.agreement import Facts, agreed
 
 BITS = 11  # of the key that one histogram resolves: 16 KiB of counts, which is what ranks exchange
 PART, PART_OF_A_GPU = 1 << 15, 1 << 22  # values looked at together, so that what is made of them stays small
@@ -87,17 +87,11 @@ def checked(values: Tensor, fraction: float, mask: Tensor | None, group: dist.Pr
         checks.top_fraction(function, values, fraction, mask)
         return
 
-    def said() -> tuple[int, int]:
+    def facts() -> Facts:
         checks.top_fraction(function, values, fraction, mask)
-        bits = torch.tensor(fraction, dtype=torch.float64).view(torch.int64)
-        return checks.FLOATS.index(values.dtype), int(bits)
+        return Facts({"fraction": float(fraction), "dtype": checks.dtype_name(values.dtype)})
 
-    dtypes, bits = exchanged(function, group, 2, said)
-    names = [checks.dtype_name(checks.FLOATS[dtype]) for dtype in dtypes]
-    for what, given in (("dtype", names), ("fraction", torch.tensor(bits).view(torch.float64).tolist())):
-        if len(set(given)) > 1:
-            expected = f"every rank of the group must be given the same {what}"
-            raise checks.InputValueError(f"{function}: {expected}, got {given}")
+    agreed(function, [group], facts)
 
 
 def _keys(part: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from torchassay import ops, reference
+from torchassay.distributed import all_reduced
 from torchassay.options import Options
 from torchassay.scores import BIT, ROW_BITS, STATS
 from torchassay.vocabulary import Vocabulary, gathered
@@ -37,7 +37,7 @@ def finished(
 
     ``squares(stats)`` [N] float64: the sum of the squares of the loss's gradient by this slice's logits, for grad_norm.
     """
-    _, total, group = call.vocabulary
+    _, total, group, _ = call.vocabulary
     own = None
     if target is not None and options.weight is not None:
         own = call.vocabulary.slice_weight(options.weight.detach(), target, call.ignore_index)
@@ -53,7 +53,7 @@ def finished(
     if swept:
         of_all = squares(stats)
         if group is not None:
-            dist.all_reduce(of_all, group=group)
+            all_reduced(of_all, [group])
         at = (call.signals & (BIT["grad_norm"] - 1)).bit_count()
         outputs.insert(at, of_all.sqrt().to(stats.dtype))
     return outputs, stats
@@ -66,7 +66,7 @@ class SliceScores(torch.autograd.Function):
     def forward(ctx, input, target, weight, smoothing, temperatures, temperature, softcap, z_loss, dim, *call):
         *call, differentiable = call
         call = Call(*call)
-        first, total, _ = call.vocabulary
+        first, total, *_ = call.vocabulary
         flat_target = None if target is None else target.reshape(-1)
         flat = weight, smoothing, temperatures, temperature, softcap, z_loss
         how = dim, first, total, call.ignore_index, call.function, call.backend
@@ -98,14 +98,14 @@ class SliceScores(torch.autograd.Function):
         input, target, weight, temperatures, stats = ctx.saved_tensors
         (smoothing, temperature, softcap, z_loss), dim, call = ctx.call
         options = weight, smoothing, temperatures, temperature, softcap, z_loss
-        first, total, _ = call.vocabulary
+        first, total, *_ = call.vocabulary
         how = dim, call.ignore_index, call.function, call.backend, first, total
         grads[0] = ops.option_grads(input, target, *options, stats, *given, *how)
         return tuple(grads)
 
 
 def _shaped(stats: Tensor, input: Tensor, dim: int) -> Tensor:
-    return stats.view(-1, *input.shape[:dim], *input.shape[dim + 1 :])
+    return stats.view(len(stats), *input.shape[:dim], *input.shape[dim + 1 :])
 
 
 def keep(ctx, signals: int, differentiable: int, outputs: Sequence[Tensor]) -> None:
@@ -125,10 +125,3 @@ def upstream_of(ctx, upstream: Sequence[Tensor | None]) -> list[Tensor | None]:
 def refuse_higher(call: Call) -> None:
     if call.vocabulary.group is not None and torch.is_grad_enabled() and not torch.compiler.is_compiling():
         raise RuntimeError(f"{call.function}: there is no second derivative (create_graph=True) with a group")
-
-
-def slice_scores(
-    input: Tensor, target: Tensor | None, options: Options, dim: int, call: Call, differentiable: int
-) -> Sequence[Tensor]:
-    """Signals of rows of which each rank of ``call.vocabulary`` holds a slice, shaped like the rows."""
-    return SliceScores.apply(input, target, *options.flat(), dim, *call, differentiable)

@@ -117,12 +117,15 @@ def _linear_grads(
     function: str,
     backend: str,
 ) -> list[Tensor]:
-    """Those wanted of the gradients of input, linear_weight and linear_bias, in this order."""
+    """Those wanted of the gradients of input, linear_weight and linear_bias, in this order.
+
+    That of input is a sum over classes, of which other processes may have more: it is not rounded to input's dtype.
+    """
     options = label_smoothing, temperature_rows, temperature, softcap, z_loss
     found = _empty_grads(input, linear_weight, linear_bias, of_input, of_weight, of_bias)
     dx, dw, db = found
-    # over the chunks in float32, rounded once; what a chunk gives the weight and the bias is complete
-    sum_x = torch.zeros(input.shape, dtype=computed_in(input), device=input.device) if of_input else None
+    if of_input:
+        dx.zero_()
     chunks = _Chunks(input, linear_weight, linear_bias, columns)
     memory = chunks.empty()
     for at, logits in chunks:
@@ -132,13 +135,11 @@ def _linear_grads(
         here = 1, ignore_index, function, backend, first + at.start, total
         write_option_grads(grad, logits, target, of_chunk, *options, *upstream, *here)
         if of_input:
-            _add_product(sum_x, grad, linear_weight[at])
+            _add_product(dx, grad, linear_weight[at])
         if of_weight:
             torch.mm(grad.t(), input, out=dw[at])
         if of_bias:
             db[at] = grad.sum(0, dtype=computed_in(grad))
-    if of_input:
-        dx.copy_(sum_x)
     return [grad for grad in found if grad is not None]
 
 
@@ -153,8 +154,9 @@ def _add_product(sum: Tensor, a: Tensor, b: Tensor) -> None:
 
 
 def _empty_grads(input, linear_weight, linear_bias, of_input, of_weight, of_bias) -> list[Tensor | None]:
-    wanted = (of_input, input), (of_weight, linear_weight), (of_bias, linear_bias)
-    return [torch.empty(t.shape, dtype=t.dtype, device=t.device) if asked else None for asked, t in wanted]
+    dx = torch.empty(input.shape, dtype=computed_in(input), device=input.device) if of_input else None
+    wanted = (of_weight, linear_weight), (of_bias, linear_bias)
+    return [dx, *(torch.empty(t.shape, dtype=t.dtype, device=t.device) if asked else None for asked, t in wanted)]
 
 
 def _linear_squares(

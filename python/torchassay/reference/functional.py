@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -90,6 +90,7 @@ def reduced(
     own: Tensor | None,  # [...], what a row counts in the mean; None: 1, or 0 if it is ignored
     ignore_index: int,
     reduction: str,
+    total: Callable[[Tensor], Tensor] = Tensor.sum,  # over the rows, where others are elsewhere
 ) -> Tensor:
     """The rows as `F.cross_entropy` reduces them, in the dtype that it returns.
 
@@ -97,13 +98,13 @@ def reduced(
     probabilities.
     """
     if reduction == "sum":
-        rows = rows.sum()
+        rows = total(rows)
     elif reduction == "mean":
         if target.is_floating_point():
             count = rows.numel()
             rows = rows.sum() / count if count else rows.sum() * torch.nan
         else:
-            rows = rows.sum() / ((target != ignore_index) if own is None else own.to(rows.dtype)).sum()
+            rows = total(rows) / total((target != ignore_index) if own is None else own.to(rows.dtype))
     dtype = input.dtype
     if torch.is_autocast_enabled(input.device.type):
         dtype = torch.promote_types(dtype, torch.float32)  # F.cross_entropy is a float32 op under autocast

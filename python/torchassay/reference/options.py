@@ -102,7 +102,7 @@ def option_scores(
         k = s.k.unsqueeze(-1)
         log_c = torch.log1p(s.r)
         lse = scaled(s.m, inverse) + log_c
-        gap = scaled((s.m.unsqueeze(-1) - v).scatter(-1, k, 0), by_class(inverse))
+        gap = raw_gap = scaled((s.m.unsqueeze(-1) - v).scatter(-1, k, 0), by_class(inverse))
         if t.y is not None:
             gap = torch.where(t.b == 0, 0, gap)  # classes outside the target, also those at -inf
         total, others = row_sum(t.b), row_sum(t.b.scatter(-1, k, 0))
@@ -118,7 +118,7 @@ def option_scores(
             norm = scaled(size.squeeze(-1) * torch.sqrt(row_sum((g / size) ** 2)), inverse)
             found["grad_norm"] = known(norm)
         if signals & BIT["target_margin"]:
-            y_gap = gap.gather(-1, t.y.unsqueeze(-1)).squeeze(-1)
+            y_gap = raw_gap.gather(-1, t.y.unsqueeze(-1)).squeeze(-1)  # that of a class of weight 0 too
             margin = unlabelled(s, inverse)["margin"]
             found["target_margin"] = known(torch.where(t.y == s.k, margin, torch.expm1(-y_gap) * s.c))
     outputs = [found[name] for name in ROW_SIGNALS if signals & BIT[name]]
