@@ -8,8 +8,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-TINY = {torch.float32: 1e-35, torch.float64: 1e-150}  # below, parts and squares may have been flushed to 0
-
 
 class Case(NamedTuple):
     """The options of a call; weight [C], temperature a number or [N]."""
@@ -113,49 +111,3 @@ def truth(logits: Tensor, target: Tensor | None, case: Case, ignore_index: int =
     signals = {name: _narrow(value) for name, value in found.items() if name != "prediction"}
     signals["prediction"] = torch.from_numpy(found["prediction"])
     return Truth(signals, _narrow(grad_loss), _narrow(grad_entropy), _narrow(parts), _narrow(mixed))
-
-
-def wide(dtype):
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-def tolerance(case, dtype):
-    cap = 0.0 if case.softcap is None else case.softcap / float(torch.as_tensor(case.temperature).min())
-    return 1e-13 + 2.0**-51 * cap if dtype == torch.float64 else 1e-6 + 2.0**-22 * cap
-
-
-def check(name, found, truth, case, x, allowed):
-    """Every signal to a relative error, where something is left of a difference to the size of what it is one of."""
-    classes = x.shape[1]
-    tiny = classes * TINY[found.loss.dtype]
-    top = truth.signals["lse"].abs() + x.double().amax(1).abs() / torch.as_tensor(case.temperature).double()
-    miss = 1.0
-    scale = {
-        "lse": top,
-        "margin": truth.signals["confidence"],
-        "target_margin": truth.signals["confidence"],
-        "grad_norm": truth.parts,  # p may come near to the target
-    }
-    for signal in found.signals:
-        value, exact = getattr(found, signal), truth.signals[signal]
-        if signal == "prediction":
-            assert torch.equal(value, exact), (name, signal)
-            continue
-        limit = allowed * torch.maximum(exact.abs(), scale.get(signal, exact.abs()) if classes > 1 else exact.abs())
-        if signal == "lse":
-            limit = allowed * top
-        if signal == "grad_norm" and case.label_smoothing and case.weight is None and classes > 1:
-            limit = limit + 1e-6 + 4e-4 * miss / (classes - 1) ** 0.5  # the contract of the centred form
-        error = (value.double() - exact).abs()
-        same = (value.double() == exact) | (error <= tiny)  # infinities; flushed
-        worst = torch.where(same, 0.0, error / limit.clamp(min=tiny)).nan_to_num(nan=torch.inf)
-        at = int(worst.argmax())
-        assert worst[at] <= 1, (name, signal, at, float(value[at]), float(exact[at]), float(worst[at]))
-
-
-def check_gradient(name, found, exact, parts, allowed):
-    rounding = torch.finfo(found.dtype).eps / 2 if found.dtype in (torch.bfloat16, torch.float16) else 0.0
-    smallest = 2.0**-24 if found.dtype == torch.float16 else TINY[wide(found.dtype)]
-    limit = allowed * parts[:, None] + rounding * exact.abs() * 1.01 + smallest
-    error = (found.double() - exact).abs()
-    assert (error <= limit).all(), (name, float((error / limit).nan_to_num(nan=torch.inf).max()))

@@ -1,14 +1,12 @@
 """Options in the native CPU kernels, every build of them, and rows whose classes stand apart, read in place."""
 
-import functools
-
 import option_oracle
 import pytest
-import rows
 import torch
 import torch.nn.functional as F
 import torchassay as ta
-from option_oracle import Case, check, check_gradient, tolerance, wide
+from option_contract import batch, cases, check, check_gradient, steps, tolerance, wide
+from option_oracle import Case
 from torchassay import ops
 from torchassay.backends import native
 from torchassay.options import Options
@@ -33,48 +31,6 @@ def each_isa():
 
     yield run
     native.set_cpu_isa(before)
-
-
-@functools.lru_cache(maxsize=2)
-def batch(classes, dtype):
-    """Gaps to 80, offsets of 1e4, masked classes, ties, and rows from uniform to spread out; targets, two ignored."""
-    parts = []
-    for family in ("gaps", "offsets", "masked", "ties", "random"):
-        x, y, _ = rows.case(family, classes, dtype)
-        at = torch.linspace(0, len(x) - 1, 3 if classes >= 1000 else 9).round().long()
-        parts.append((x[at], y[at]))
-    x, y = (torch.cat(list(part)) for part in zip(*parts, strict=True))
-    y[3] = y[7] = -100
-    return x, y
-
-
-def steps(count):
-    """Upstream gradients that every dtype holds."""
-    return (torch.arange(count) * 5 % 13 - 4) / 4
-
-
-def cases(classes, count, dtype):
-    """A sample of the product of the options in which every pair of them meets, and each alone."""
-    w = torch.linspace(0.2, 2.2, classes, dtype=wide(dtype))
-    w[classes // 2] = 0 if classes > 2 else 1
-    by_row = torch.linspace(0.4, 3.0, count, dtype=wide(dtype))
-    return {
-        "temperature": Case(temperature=0.7),
-        "temperature of each row": Case(temperature=by_row),
-        "weight": Case(weight=w),
-        "z_loss": Case(z_loss=1e-4),
-        "smoothing": Case(label_smoothing=0.1),
-        "softcap": Case(softcap=30.0),
-        "weight, smoothing": Case(weight=w, label_smoothing=0.2),
-        "temperature, weight, z_loss": Case(weight=w, temperature=by_row, z_loss=1e-4),
-        "temperature, smoothing, z_loss": Case(label_smoothing=0.3, temperature=by_row, z_loss=1e-4),
-        "temperature, weight, smoothing": Case(weight=w, label_smoothing=0.1, temperature=1.7),
-        "softcap, temperature, z_loss": Case(softcap=20.0, temperature=by_row, z_loss=1e-4),
-        "softcap, weight": Case(softcap=5.0, weight=w),
-        "softcap, smoothing": Case(softcap=50.0, label_smoothing=0.1, temperature=0.8),
-        "all": Case(weight=w, label_smoothing=0.1, temperature=by_row, softcap=10.0, z_loss=1e-4),
-        "all smoothed away": Case(label_smoothing=1.0, weight=w),
-    }
 
 
 def gradients(x, target, case, upstream, **how):

@@ -1,5 +1,6 @@
 """`score` and `cross_entropy` with a group whose ranks hold slices of the classes: what one process finds."""
 
+import option_contract
 import option_oracle
 import pytest
 import torch
@@ -46,13 +47,13 @@ def test_signals_and_gradients_against_the_oracle(world, backend, found):
         x, y = INPUTS[name](dtype)
         options = cases(dtype)[case]
         truth = option_oracle.truth(x, y, options)
-        allowed = 2 * option_oracle.tolerance(options, dtype)
+        allowed = 2 * option_contract.tolerance(options, dtype)
         scores = Scores({signal: parts[0][signal] for signal in ROW_SIGNALS})
-        option_oracle.check((name, dtype, case), scores, truth, options, x, allowed)
+        option_contract.check((name, dtype, case), scores, truth, options, x, allowed)
         given = upstream(len(x)).double()
         gradient = torch.cat([part["gradient"] for part in parts], 1)
         exact = given[:, None] * truth.grad_loss
-        option_oracle.check_gradient((name, dtype, case), gradient, exact, truth.parts * given.abs(), 2 * allowed)
+        option_contract.check_gradient((name, dtype, case), gradient, exact, truth.parts * given.abs(), 2 * allowed)
 
 
 @both

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 import torch.distributed as dist
 import torchassay as ta
-from option_oracle import Case, wide
+from option_contract import wide
+from option_oracle import Case
 from torchassay.backends import why_not
 from torchassay.scores import ROW_SIGNALS
 

@@ -93,17 +93,17 @@ void finish_states(FinishJob& job, int64_t begin, int64_t end) {
     constexpr int n = Simd<T>::kLanes;
     for (int64_t i = begin; i < end; i += n) {
         const int count = int(end - i < n ? end - i : n);
-        T lanes[9][n] = {};
+        T lanes[kSmoothedNumbers][n] = {};
         bool here[n] = {};
         for (int lane = 0; lane < count; ++lane) {
             const Slice s = joined_slices<T>(job, i + lane);
-            const double numbers[9] = {s.m, s.u, s.R, s.T, s.Q, s.x_y, s.rest, s.gap, s.top};
-            for (int q = 0; q < 9; ++q) lanes[q][lane] = T(numbers[q]);
-            if (job.capped() && capped_at(job, s.u).v == capped_at(job, s.m).v)
-                lanes[4][lane] += T(square(capped_at(job, s.m).slope));  // finish_target leaves the top out of Q at a tie
+            const double numbers[kSmoothedNumbers] = {s.m, s.u, s.R, s.T, s.Q, s.x_y, s.rest, s.gap, s.top};
+            for (int q = 0; q < kSmoothedNumbers; ++q) lanes[q][lane] = T(numbers[q]);
+            const CappedNumber top = capped_at(job, s.m);
+            if (job.capped() && capped_at(job, s.u).v == top.v)
+                lanes[4][lane] += T(top.slope * top.slope);  // finish_target leaves the top out of Q at a tie
             here[lane] = s.k < 0;
-            if (auto* prediction = static_cast<int64_t*>(job.out[kPrediction]))
-                prediction[i + lane] = s.k < 0 ? ~s.k : s.k;
+            if (auto* prediction = static_cast<int64_t*>(job.out[kPrediction])) prediction[i + lane] = class_of(s.k);
         }
         OwnLabels<T> own;
         if (job.targets.data) {
@@ -112,7 +112,8 @@ void finish_states(FinishJob& job, int64_t begin, int64_t end) {
             T weight[n] = {};
             for (int lane = 0; lane < count; ++lane) {
                 const T* given = static_cast<const T*>(job.options.weight);
-                weight[lane] = here[lane] ? T(1 - job.options.label_smoothing) * (given ? given[i + lane] : T(1)) : T(NAN);
+                weight[lane] =
+                    here[lane] ? T(1 - job.options.label_smoothing) * (given ? given[i + lane] : T(1)) : T(NAN);
             }
             own.weight = load<T>(weight);
         }

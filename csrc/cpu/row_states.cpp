@@ -1,4 +1,5 @@
-// The states of rows of which a slice of the classes is at hand: the walks of plain rows, whose sums are kept as they are.
+// The states of rows of which a slice of the classes is at hand: the walks of plain rows, whose sums are kept as they
+// are.
 #include "row_output.h"
 #include "slices.h"
 
@@ -57,8 +58,8 @@ TORCHASSAY_INLINE void finish_rows(StateJob& job, const Logits& logits, int64_t 
         const bool here = y != job.targets.ignore_index && column >= 0 && column < job.rows.classes;
         if (here) x_y[lane] = logits(lane, column);
     }
-    const V<T> numbers[6] = {sums.m, sums.u, sums.R, sums.T, Q, load<T>(x_y)};
-    for (int q = 0; q < 6; ++q) write<T>(job.to.numbers, q * rows + i, count, numbers[q]);
+    const V<T> numbers[kStateNumbers] = {sums.m, sums.u, sums.R, sums.T, Q, load<T>(x_y)};
+    for (int q = 0; q < kStateNumbers; ++q) write<T>(job.to.numbers, q * rows + i, count, numbers[q]);
     if (!job.to.smoothed) return;
     T* const gap = static_cast<T*>(job.to.numbers) + 7 * rows + i;
     for (int lane = 0; lane < count; ++lane) gap[lane] = T(gap_of<T>(job, logits, lane, sums.m[lane], sums.u[lane]));
@@ -68,8 +69,8 @@ template <class T>
 void merge_rows(const FinishJob& job, const States& to, int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
         const Slice s = joined_slices<T>(job, i);
-        const double numbers[9] = {s.m, s.u, s.R, s.T, s.Q, s.x_y, s.rest, s.gap, s.top};
-        for (int q = 0; q < (to.smoothed ? 9 : 6); ++q)
+        const double numbers[kSmoothedNumbers] = {s.m, s.u, s.R, s.T, s.Q, s.x_y, s.rest, s.gap, s.top};
+        for (int q = 0; q < (to.smoothed ? kSmoothedNumbers : kStateNumbers); ++q)
             static_cast<T*>(to.numbers)[q * job.from.count + i] = T(numbers[q]);
         to.k[i] = s.k;
     }

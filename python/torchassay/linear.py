@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from torchassay import checks
+from torchassay import checks, reference
 from torchassay.history import History
 from torchassay.linear_rows import LinearRows
 from torchassay.options import given, noise_given
@@ -84,6 +83,7 @@ def linear_score(
     """
     options = given(weight, label_smoothing, temperature, softcap)
     noise = noise_given(feature_noise_std, feature_noise_draws, seed, row_id)
+    input, linear_weight, linear_bias = reference.autocast(input, linear_weight, linear_bias)
     of_call = options, ignore_index, backend, group
     rows = LinearRows("linear_score", input, linear_weight, linear_bias, target, *of_call)
     call = rows.check(signals, max_workspace_bytes, differentiable=False, history=history, noise=noise)
@@ -146,7 +146,7 @@ def linear_cross_entropy(
     Raises:
         As `linear_score`.
     """
-    input, linear_weight, linear_bias = _autocast(input, linear_weight, linear_bias)
+    input, linear_weight, linear_bias = reference.autocast(input, linear_weight, linear_bias)
     of_call = given(weight, label_smoothing, temperature, softcap, z_loss), ignore_index, backend, group
     rows = LinearRows("linear_cross_entropy", input, linear_weight, linear_bias, target, *of_call)
     call = rows.check(signals, max_workspace_bytes, reduction=reduction, skip_ignored=True)
@@ -180,7 +180,7 @@ def linear_log_prob_entropy(
         (log-probability of ``target``, entropy of the row), each [...], float32 (float64 for float64 input), both
         differentiable in input, linear_weight and linear_bias.
     """
-    input, linear_weight, linear_bias = _autocast(input, linear_weight, linear_bias)
+    input, linear_weight, linear_bias = reference.autocast(input, linear_weight, linear_bias)
     of_call = given(None, 0.0, temperature, None), ignore_index, backend, group
     rows = LinearRows("linear_log_prob_entropy", input, linear_weight, linear_bias, target, *of_call)
     rows.check((), max_workspace_bytes)
@@ -193,13 +193,3 @@ def _bits(call: checks.Call) -> int:
     """The signals of rows that a call's signals take."""
     bits = call.signals & ROW_BITS
     return bits | BIT["grad_norm"] if call.signals & BIT["weight_grad_norm"] else bits
-
-
-def _autocast(*tensors: Tensor | None) -> list[Tensor | None]:
-    """The operands of a linear layer as autocast would take them."""
-    kind = tensors[0].device.type if isinstance(tensors[0], Tensor) else "cpu"
-    if not torch.is_autocast_enabled(kind):
-        return list(tensors)
-    dtype = torch.get_autocast_dtype(kind)
-    halved = (torch.float16, torch.bfloat16, torch.float32)
-    return [t.to(dtype) if isinstance(t, Tensor) and t.dtype in halved else t for t in tensors]

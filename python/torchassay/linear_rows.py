@@ -80,13 +80,15 @@ class LinearRows(Part):
         """
 
         def look() -> checks.Call:
-            checks.known_reduction(self.function, reduction)
+            checks.reduced_by(self.function, reduction)
             if differentiable:
                 checks.tensor(self.function, "target", self.target)
             extra = "" if history is None else checks.signal_of(history, self.function)
             of_rows = self.target, signals, self.options, self.ignore_index, extra, noise
             call = checks.linear(self.function, self.input, self.weight, self.bias, *of_rows)
-            self._cut(self.input.shape[:-1].numel(), 2 if differentiable else 1, most)
+            norm = call.signals & (BIT["grad_norm"] | BIT["weight_grad_norm"])
+            swept = bool(norm) and self.options is not None and reference.needs_sweep(self.options)
+            self._cut(self.input.shape[:-1].numel(), 2 if differentiable or swept else 1, most)
             if skip_ignored and set(call.names) <= set(TARGET_SIGNALS) and _may_wait(self.input):
                 self.counted = (self.target.reshape(-1) != self.ignore_index).nonzero().squeeze(-1)
             return call
@@ -117,7 +119,7 @@ class LinearRows(Part):
         classes, rows = len(self.weight), max(rows, 1)
         segment = min(SEGMENT, classes)
         least = rows * segment * self.input.element_size() * buffers
-        checks.workspace(self.function, most, least, f"{segment} classes of {rows} rows")
+        checks.workspace(self.function, most, least, segment, rows)
         if most is None:
             most = max(WORKSPACE.get(self.input.device.type, WORKSPACE["cuda"]), least)
         segments, fit = -(-classes // segment), most // least

@@ -21,10 +21,11 @@ from torchassay.checks.arguments import (
     out_of_range,
     probabilities,
     process_group,
+    reduced_by,
     same_device,
     tensor,
 )
-from torchassay.checks.calls import Call, cross_entropy, known_reduction, log_prob, score, signal_of, signals
+from torchassay.checks.calls import Call, cross_entropy, log_prob, score, signal_of, signals
 from torchassay.checks.ensembles import Ensemble, ensemble
 from torchassay.checks.heads import binary, regression
 from torchassay.checks.linear import linear, workspace
@@ -48,7 +49,6 @@ __all__ = [
     "floating",
     "ignored_index",
     "integer",
-    "known_reduction",
     "labels",
     "linear",
     "log_prob",
@@ -59,6 +59,7 @@ __all__ = [
     "out_of_range",
     "probabilities",
     "process_group",
+    "reduced_by",
     "regression",
     "same_device",
     "score",

@@ -121,6 +121,11 @@ def out_of_range(function: str, target: Tensor, at: int, classes: int, ignore_in
     raise InputValueError(f"{function}: target must hold {expected}, got {got}")
 
 
+def reduced_by(function: str, reduction: str) -> None:
+    if reduction not in ("none", "mean", "sum"):
+        raise InputValueError(f"{function}: reduction must be 'none', 'mean' or 'sum', got {reduction!r}")
+
+
 def ignored_index(function: str, ignore_index: int) -> None:
     if isinstance(ignore_index, bool) or not isinstance(ignore_index, INTS):
         raise InputTypeError(f"{function}: ignore_index must be an int, got {type(ignore_index).__name__}")

@@ -14,6 +14,7 @@ from torchassay.checks.arguments import (
     labels,
     logits,
     probabilities,
+    reduced_by,
     tensor,
 )
 from torchassay.checks.options import loss_options, temperatures
@@ -106,16 +107,11 @@ def cross_entropy(
 ) -> Call:
     """Check a call of the loss; ``dim`` None is torch's rule: 1, or 0 for a single sample."""
     tensor(function, "target", target)
-    known_reduction(function, reduction)
+    reduced_by(function, reduction)
     if dim is None:
         tensor(function, "input", input)
         dim = 1 if input.dim() > 1 else 0
     return score(function, input, target, names, dim, options, ignore_index)
-
-
-def known_reduction(function: str, reduction: str) -> None:
-    if reduction not in ("none", "mean", "sum"):
-        raise InputValueError(f"{function}: reduction must be 'none', 'mean' or 'sum', got {reduction!r}")
 
 
 def log_prob(

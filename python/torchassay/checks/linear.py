@@ -8,6 +8,7 @@ from torch import Tensor
 
 from torchassay.checks.arguments import (
     FLOATS,
+    INTEGERS,
     INTS,
     InputTypeError,
     InputValueError,
@@ -18,7 +19,7 @@ from torchassay.checks.arguments import (
 )
 from torchassay.checks.calls import Call, score
 from torchassay.options import Noise, Options
-from torchassay.scores import LINEAR_SIGNALS
+from torchassay.scores import LINEAR_SIGNALS, NOISY_SIGNALS
 
 
 def linear(
@@ -34,6 +35,9 @@ def linear(
     noise: Noise | None = None,
 ) -> Call:
     """Check a call that scores what a linear head would give; its class dimension is the last."""
+    losses = function != "linear_score"
+    if losses:
+        tensor(function, "target", target)
     for argument, value in (("input", input), ("linear_weight", linear_weight)):
         tensor(function, argument, value)
         if value.dtype not in FLOATS:
@@ -54,9 +58,14 @@ def linear(
             raise InputValueError(f"{function}: linear_bias must have {expected}, got {tuple(linear_bias.shape)}")
         _beside(function, input, "linear_bias", linear_bias)
     if target is not None:
+        rows = input.shape[:-1]
+        if isinstance(target, Tensor) and target.dtype in INTEGERS and target.shape != rows:
+            expected = f"shape {tuple(rows)}, one class a row"
+            raise InputValueError(f"{function}: target must have {expected}, got {tuple(target.shape)}")
         labels(function, input, target, input.dim() - 1)
     logits = input.detach().new_empty(()).expand(*input.shape[:-1], classes)  # their shape, without their memory
-    rest = options, ignore_index, extra, LINEAR_SIGNALS, noise, "feature_noise"
+    known = tuple(name for name in LINEAR_SIGNALS if not losses or name not in NOISY_SIGNALS)
+    rest = options, ignore_index, extra, known, noise, "feature_noise"
     return score(function, logits, target, names, -1, *rest)
 
 
@@ -67,11 +76,12 @@ def _beside(function: str, input: Tensor, argument: str, value: Tensor) -> None:
         raise InputTypeError(f"{function}: {argument} must have {expected}, got {dtype_name(value.dtype)}")
 
 
-def workspace(function: str, most: int | None, least: int, what: str) -> None:
-    """``most`` is None, or an int and at least as many bytes as ``what`` takes."""
+def workspace(function: str, most: int | None, least: int, classes: int, rows: int) -> None:
+    """``most`` is None, or an int and at least ``least``, the bytes that so many classes of all rows take."""
     if most is None:
         return
     if isinstance(most, bool) or not isinstance(most, INTS):
         raise InputTypeError(f"{function}: max_workspace_bytes must be an int, got {type(most).__name__}")
     if most < least:
-        raise InputValueError(f"{function}: max_workspace_bytes must be at least {least}, for {what}, got {most}")
+        expected = f"at least {least}, for {classes} classes of {rows} rows"
+        raise InputValueError(f"{function}: max_workspace_bytes must be {expected}, got {most}")

@@ -15,7 +15,7 @@ from torchassay.ops.states import empty_states, merge_states, row_states
 from torchassay.options import Options
 
 _HEAD = "Tensor input, Tensor linear_weight, Tensor? linear_bias, Tensor? target"
-_SLICE = "int first, int total, int ignore_index, int columns, str function, str backend"
+_SLICE = "SymInt first, SymInt total, int ignore_index, SymInt columns, str function, str backend"
 torch.library.define("torchassay::linear_states", f"({_HEAD}, {OPTIONS}, {_SLICE}) -> (Tensor, Tensor)")
 torch.library.define(
     "torchassay::linear_grads",
@@ -182,13 +182,16 @@ def _linear_squares(
     options = label_smoothing, temperature_rows, temperature, softcap, z_loss
     squares = torch.zeros(len(input), dtype=torch.float64, device=input.device)
     one = torch.ones_like(stats[0])
-    for at, logits in _Chunks(input, linear_weight, linear_bias, max(columns // 4, 1)):  # float32 beside half precision
-        wide = logits.to(computed_in(logits))
-        grad = torch.empty_like(wide)
-        of_chunk = None if weight is None else weight[at]
-        here = 1, ignore_index, function, backend, first + at.start, total
-        write_option_grads(grad, wide, target, of_chunk, *options, stats, one, None, *here)
-        squares += torch.linalg.vector_norm(grad, dim=1, dtype=torch.float64) ** 2
+    for at, logits in _Chunks(input, linear_weight, linear_bias, columns):
+        start = at.start
+        for part in logits.split(max(columns // 8, 1), 1):  # wide, its gradient, squares: at most a chunk
+            wide = part.to(computed_in(part))
+            grad = torch.empty(wide.shape, dtype=wide.dtype, device=wide.device)
+            of_part = None if weight is None else weight[start : start + part.shape[1]]
+            here = 1, ignore_index, function, backend, first + start, total
+            write_option_grads(grad, wide, target, of_part, *options, stats, one, None, *here)
+            squares += torch.linalg.vector_norm(grad, dim=1, dtype=torch.float64) ** 2
+            start += part.shape[1]
     return squares
 
 
@@ -206,7 +209,7 @@ def mixture_states(
 ) -> tuple[Tensor, Tensor]:
     """The states of logits whose softmax is the mean of the softmax of all draws: the mean's logarithm."""
     parts = []
-    columns = max(columns // 4, 1)
+    columns = max(columns // 8, 1)  # several tensors of this size, in float32 beside half precision
     for start in range(0, len(linear_weight), columns):
         at = slice(start, start + columns)
         mean = 0
@@ -230,7 +233,7 @@ torch.library.impl("torchassay::linear_grads", "CompositeExplicitAutograd", _lin
 
 @torch.library.register_fake("torchassay::linear_states")
 def _(input, linear_weight, linear_bias, target, weight, label_smoothing, *_):
-    return empty_states(len(input), label_smoothing, computed_in(input), input.device)
+    return empty_states(input.shape[0], label_smoothing, computed_in(input), input.device)
 
 
 @torch.library.register_fake("torchassay::linear_grads")
@@ -241,7 +244,7 @@ def _(input, linear_weight, linear_bias, target, weight, smoothing, rows, number
 
 @torch.library.register_fake("torchassay::linear_squares")
 def _(input, *_):
-    return torch.empty(len(input), dtype=torch.float64, device=input.device)
+    return torch.empty(input.shape[0], dtype=torch.float64, device=input.device)
 
 
 linear_squares = torch.ops.torchassay.linear_squares.default

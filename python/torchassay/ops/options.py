@@ -36,7 +36,7 @@ torch.library.define(
 torch.library.define(
     "torchassay::option_grads",
     f"(Tensor input, Tensor? target, {OPTIONS}, Tensor stats, Tensor? grad_loss, Tensor? grad_entropy, int dim,"
-    " int ignore_index, str function, str backend, int first=0, int total=0) -> Tensor",
+    " int ignore_index, str function, str backend, SymInt first=0, SymInt total=0) -> Tensor",
 )
 
 

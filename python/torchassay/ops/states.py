@@ -16,16 +16,16 @@ from torchassay.reference.states import NUMBERS, PLAIN
 
 torch.library.define(
     "torchassay::row_states",
-    f"(Tensor input, Tensor? target, {OPTIONS}, int dim, int first, int total, int ignore_index, str function,"
+    f"(Tensor input, Tensor? target, {OPTIONS}, int dim, SymInt first, SymInt total, int ignore_index, str function,"
     " str backend) -> (Tensor, Tensor)",
 )
 torch.library.define(
     "torchassay::merge_states",
-    f"(Tensor numbers, Tensor k, {OPTIONS}, int total, str function, str backend) -> (Tensor, Tensor)",
+    f"(Tensor numbers, Tensor k, {OPTIONS}, SymInt total, str function, str backend) -> (Tensor, Tensor)",
 )
 torch.library.define(
     "torchassay::finish_states",
-    f"(Tensor numbers, Tensor k, Tensor? target, {OPTIONS}, int total, int ignore_index, int signals, str function,"
+    f"(Tensor numbers, Tensor k, Tensor? target, {OPTIONS}, SymInt total, int ignore_index, int signals, str function,"
     " str backend) -> Tensor[]",
 )
 

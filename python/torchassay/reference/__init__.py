@@ -13,12 +13,14 @@ from torchassay.reference.functional import (
     score,
 )
 from torchassay.reference.heads import head_scores, score_binary, score_regression
+from torchassay.reference.linear import autocast, linear_cross_entropy, linear_log_prob_entropy, linear_score
 from torchassay.reference.options import capped, inverse_of, option_grads, option_scores
 from torchassay.reference.rows import by_class, exp_difference, labels, row_grads, row_scores, scaled
 from torchassay.reference.selection import top_fraction
 from torchassay.reference.states import finish_states, flattened, merge_states, needs_sweep, row_states
 
 __all__ = [
+    "autocast",
     "by_class",
     "capped",
     "cdf",
@@ -32,6 +34,9 @@ __all__ = [
     "head_scores",
     "inverse_of",
     "labels",
+    "linear_cross_entropy",
+    "linear_log_prob_entropy",
+    "linear_score",
     "log_prob",
     "log_prob_entropy",
     "mean_log_probs",

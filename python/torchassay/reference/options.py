@@ -41,8 +41,9 @@ def capped(x: Tensor, softcap: float | None) -> tuple[Tensor, Tensor | float]:
     """v and its slope. A class at -inf stays there: it is masked; and +inf is no number under a cap either."""
     if softcap is None:
         return x, 1.0
-    tanh = torch.tanh(x / softcap)
-    return torch.where(x.isinf(), x, softcap * tanh), 1 - tanh * tanh
+    e = torch.exp(-2 * (x.double() / softcap).abs())
+    slope = 4 * e / (1 + e) ** 2  # 1 - tanh^2, which would cancel far from 0
+    return torch.where(x.isinf(), x, softcap * torch.tanh(x / softcap)), slope.to(x.dtype)
 
 
 def _target(

@@ -94,7 +94,7 @@ def row_states(
         x_y = torch.where(here, x.gather(-1, torch.where(here, y, 0).unsqueeze(-1)).squeeze(-1), 0)
         found = torch.where(here, ~found, found)
     if options.label_smoothing > 0:
-        w = torch.ones_like(x[0]) if options.weight is None else options.weight.to(x.dtype)
+        w = x.new_ones(x.shape[-1]) if options.weight is None else options.weight.to(x.dtype)
         b = (options.label_smoothing / total * w).expand_as(x)
         top = b.gather(-1, at_k).squeeze(-1)
         b = b.scatter(-1, at_k, 0)
