@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.distributed import ProcessGroup
 
 from torchassay import autograd, checks, ops, reference
 from torchassay.backends import describe, for_op
@@ -16,6 +16,9 @@ from torchassay.options import Options, given, noise_given
 from torchassay.scores import BIT, ROW_BITS, SIGNALS, STATS, Scores
 from torchassay.shards import Shard
 from torchassay.vocabulary import shared
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 def score(

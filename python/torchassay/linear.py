@@ -92,7 +92,7 @@ def linear_score(
     extra = "" if history is None else checks.signal_of(history, function)
     target = plain(target)
     head = _Head(function, input, linear_weight, linear_bias, group)
-    call = head.check(target, signals, options, ignore_index, max_workspace_bytes, 2, extra, noise)
+    call = head.check(target, signals, options, ignore_index, max_workspace_bytes, 1, extra, noise)
     head.detach()
     asked = call.signals | (BIT["grad_norm"] if call.signals & BIT["weight_grad_norm"] else 0)
     bits, how = asked & ROW_BITS, (ignore_index, 0, backend)

@@ -73,7 +73,7 @@ def gathered(numbers: Tensor, k: Tensor, own: Tensor | None, group) -> tuple[Ten
         rows.append(own.to(numbers.dtype).view(word).unsqueeze(0))
     words = torch.cat(rows)
     everyone = words.new_empty(dist.get_world_size(group), *words.shape)
-    dist.all_gather_into_tensor(everyone.view(-1, words.shape[-1]), words, group=group)
+    dist.all_gather(list(everyone.unbind(0)), words, group=group)
     count = len(numbers)
     of_all = everyone[:, :count].contiguous().view(numbers.dtype)
     if own is not None:
