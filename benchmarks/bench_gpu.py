@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import bandwidth
 import gpu_cases
+import gpu_linear
 import peers
 import pytest
 import rotation
@@ -58,6 +59,15 @@ def cases(quick: bool) -> list[Case]:
     ]
 
 
+HEADS = [(8192, 4096, 128256), (8192, 4096, 151936), (8192, 2048, 128256), (8192, 2048, 151936)]
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["scores", "training"])
+@pytest.mark.parametrize("shape", HEADS[:1] if QUICK else HEADS, ids=str)
+def test_linear_head(shape, training, bench):
+    assert gpu_linear.linear_head(bench, *shape, BF16, training=training) == []
+
+
 @pytest.fixture(scope="session")
 def card() -> dict[str, float]:
     """GB/s of this card's memory."""
@@ -82,7 +92,7 @@ def bench(card, race, record) -> gpu_cases.Bench:
 def test_bandwidth(card, record):
     for name, speed in card.items():
         record("Memory bandwidth of the card", {"what": name, "GB/s": speed})
-    for name, note in peers.find()[1].items():
+    for name, note in (peers.find()[1] | peers.find(peers.HEADS)[1]).items():
         record(gpu_cases.PEERS, {"peer": name, "note": note})
 
 

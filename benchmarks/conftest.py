@@ -14,7 +14,7 @@ import tables
 import torch
 from clock import DEVICE, QUICK, ROUNDS, machine, milliseconds, seconds_left
 
-_OF_THE_CPU = ["bench_row_*.py", "bench_host_cost.py", "bench_plans.py", "bench_samplers.py"]
+_OF_THE_CPU = ["bench_row_*.py", "bench_host_cost.py", "bench_plans.py", "bench_samplers.py", "bench_linear.py"]
 collect_ignore_glob = ["bench_gpu.py"] if DEVICE == "cpu" else _OF_THE_CPU
 
 RESULTS = Path(__file__).parent / "results"

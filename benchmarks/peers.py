@@ -38,6 +38,24 @@ def cut_cross_entropy() -> Callable[[Tensor, Tensor], dict[str, Tensor]]:
     raise NotComparable(f"{cut_cross_entropy.__name__} takes hidden states and a head, not logits")
 
 
+def liger_head() -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
+
+    def loss(hidden: Tensor, weight: Tensor, target: Tensor) -> Tensor:
+        found = liger_fused_linear_cross_entropy(hidden, weight, target)
+        return found[0] if isinstance(found, tuple) else found
+
+    return loss
+
+
+def cut_head() -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    from cut_cross_entropy import linear_cross_entropy
+
+    return linear_cross_entropy
+
+
+# the mean loss of hidden states, a head and targets
+HEADS = {"liger-kernel, fused linear": liger_head, "cut-cross-entropy": cut_head}
 PEERS = {
     "liger-kernel": liger_kernel,
     "quack-kernels": quack,

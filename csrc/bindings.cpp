@@ -58,15 +58,53 @@ void grads_with_options(uintptr_t data, int dtype, int64_t outer, int64_t inner,
                         uintptr_t weight, uintptr_t probabilities, double label_smoothing, uintptr_t temperatures,
                         double temperature, double softcap, double z_loss, uintptr_t stats, uintptr_t grad_loss,
                         int64_t loss_stride, uintptr_t grad_entropy, int64_t entropy_stride, uintptr_t out,
-                        int threads) {
+                        int64_t first, int64_t total, int threads) {
     const Rows rows{pointer(data), Dtype(dtype), outer, inner, classes, outer_stride, inner_stride, class_stride};
     const Options options{
         pointer(weight), pointer(probabilities), {pointer(temperatures), temperature}, label_smoothing, softcap,
         z_loss};
     py::gil_scoped_release release;
-    option_grads(rows, Targets{pointer(target), wide, ignore_index}, options, pointer(stats),
+    option_grads(rows, Targets{pointer(target), wide, ignore_index, first, total}, options, pointer(stats),
                  {pointer(grad_loss), loss_stride}, {pointer(grad_entropy), entropy_stride},
                  reinterpret_cast<void*>(out), threads);
+}
+
+States states_of(uintptr_t numbers, uintptr_t k, int64_t parts, int64_t count, bool wide, bool smoothed) {
+    return {reinterpret_cast<void*>(numbers), reinterpret_cast<int64_t*>(k), parts, count, wide, smoothed};
+}
+
+void states(uintptr_t data, int dtype, int64_t outer, int64_t inner, int64_t classes, int64_t outer_stride,
+            int64_t inner_stride, int64_t class_stride, uintptr_t target, bool wide, int64_t ignore_index,
+            uintptr_t weight, uintptr_t probabilities, double label_smoothing, uintptr_t temperatures,
+            double temperature, double softcap, double z_loss, int64_t first, int64_t total, uintptr_t numbers,
+            uintptr_t k, int threads) {
+    const Rows rows{pointer(data), Dtype(dtype), outer, inner, classes, outer_stride, inner_stride, class_stride};
+    const Options options{
+        pointer(weight), pointer(probabilities), {pointer(temperatures), temperature}, label_smoothing, softcap,
+        z_loss};
+    const States out = states_of(numbers, k, 1, rows.count(), rows.dtype == Dtype::kFloat64, label_smoothing > 0);
+    py::gil_scoped_release release;
+    row_states(rows, Targets{pointer(target), wide, ignore_index, first, total}, options, out, threads);
+}
+
+void merged(uintptr_t numbers, uintptr_t k, int64_t parts, int64_t count, bool wide, bool smoothed,
+            uintptr_t temperatures, double temperature, double softcap, uintptr_t out, uintptr_t k_out, int threads) {
+    const Options options{nullptr, nullptr, {pointer(temperatures), temperature}, 0, softcap, 0};
+    py::gil_scoped_release release;
+    merge_states(states_of(numbers, k, parts, count, wide, smoothed), options,
+                 states_of(out, k_out, 1, count, wide, smoothed), threads);
+}
+
+int64_t finished(uintptr_t numbers, uintptr_t k, int64_t parts, int64_t count, bool wide, bool smoothed,
+                 uintptr_t target, bool wide_target, int64_t ignore_index, int64_t total, uintptr_t weight,
+                 double label_smoothing, uintptr_t temperatures, double temperature, double softcap, double z_loss,
+                 const py::sequence& out, int threads) {
+    const Options options{pointer(weight), nullptr, {pointer(temperatures), temperature}, label_smoothing, softcap,
+                          z_loss};
+    const auto slots = slots_of(out);
+    py::gil_scoped_release release;
+    return finish_states(states_of(numbers, k, parts, count, wide, smoothed),
+                         Targets{pointer(target), wide_target, ignore_index, 0, total}, options, slots.data(), threads);
 }
 
 HeadTask head_task(uintptr_t data, int dtype, int64_t rows, int64_t outputs, int64_t stride, uintptr_t target,
@@ -270,6 +308,9 @@ PYBIND11_MODULE(_native, module, py::mod_gil_not_used()) {
     module.def("row_grads", &grads);
     module.def("option_scores", &scores_with_options);
     module.def("option_grads", &grads_with_options);
+    module.def("row_states", &states);
+    module.def("merge_states", &merged);
+    module.def("finish_states", &finished);
     module.def("head_scores", &heads);
     module.def("uniforms", &draw);
     module.def("normals", &numbers);

@@ -4,13 +4,14 @@ import collections
 import doctest
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
 import torchassay as ta
 from torch.utils.data import DataLoader, TensorDataset
-from torchassay import data, ensemble, functional, heads, history, memory, noise
+from torchassay import data, ensemble, functional, heads, history, linear, memory, noise, selection
 from torchassay.samplers import (
     balance_aware,
     cross_epoch,
@@ -28,10 +29,25 @@ ROOT = Path(__file__).parent.parent
 BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
 
 
+class CausalLM(torch.nn.Module):
+    """As much of a Hugging Face causal LM as the README uses."""
+
+    def __init__(self):
+        super().__init__()
+        self.embeddings, self.head = torch.nn.Embedding(50, 16), torch.nn.Linear(16, 50, bias=False)
+
+    def base_model(self, input_ids):
+        return SimpleNamespace(last_hidden_state=self.embeddings(input_ids).tanh())
+
+    def get_output_embeddings(self):
+        return self.head
+
+
 def test_docstring_examples():
-    for module, least in ((functional, 6), (heads, 7), (history, 3), (ensemble, 5), (noise, 5), (memory, 8), (data, 9)):
+    least = {functional: 6, heads: 7, history: 3, ensemble: 5, noise: 5, memory: 8, data: 9, selection: 4, linear: 3}
+    for module, examples in least.items():
         result = doctest.testmod(module)
-        assert result.attempted >= least and result.failed == 0
+        assert result.attempted >= examples and result.failed == 0
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=range(len(BLOCKS)))
@@ -46,6 +62,8 @@ def test_readme_code_runs(block, capsys):
         "weight": torch.rand(10),
         "labels": torch.rand(128, 10) < 0.3,
         "x": torch.randn(128, 4),
+        "lm": CausalLM(),
+        "input_ids": torch.randint(50, (4, 9)),
         "loader": DataLoader(TensorDataset(torch.randn(64, 4), torch.randint(10, (64,))), batch_size=16),
         "dataset": TensorDataset(torch.randn(64, 4), torch.randint(10, (64,))),
         "DataLoader": DataLoader,
@@ -62,7 +80,12 @@ def test_readme_code_runs(block, capsys):
         torch.testing.assert_close(names["cool"], exact)
     if "draws" in names:
         assert (names["s"].mutual_information > 0).all()
-    if "logp" in names:
+    if "forks" in names:
+        logits = names["head"](names["hidden"])
+        torch.testing.assert_close(names["loss"], F.cross_entropy(logits.flatten(0, 1), names["tokens"].flatten()))
+        torch.testing.assert_close(names["ent"], ta.entropy(logits))
+        assert names["forks"].sum() == round(0.2 * names["tokens"].numel())
+    elif "logp" in names:
         torch.testing.assert_close(
             names["logp"], F.log_softmax(names["logits"], -1).gather(1, names["tokens"][:, None])[:, 0]
         )
@@ -70,7 +93,7 @@ def test_readme_code_runs(block, capsys):
 
 def test_readme_lists_every_signal():
     text = (ROOT / "README.md").read_text()
-    for name in ta.SIGNALS:
+    for name in ta.LINEAR_SIGNALS:
         assert f"`{name}`" in text, name
 
 

@@ -9,6 +9,7 @@ import bars
 import contenders
 import gpu
 import gpu_cases
+import gpu_linear
 import peers
 import pytest
 import rotation
@@ -16,6 +17,7 @@ import sanitize
 import steps
 import tables
 import torch
+import torch.nn.functional as F
 import torchassay as ta
 from clock import milliseconds
 from steps import Outcome, Step
@@ -218,6 +220,22 @@ def test_training_steps_are_verified_and_timed(bench, dtype):
     assert [row["contender"] for row in rows] == [*OURS, "F.cross_entropy"]
     assert rows[0]["bar"] == "<= 0.75x" and rows[-1]["bar"] == "" and rows[-1]["x F.cross_entropy"] == 1
     assert rows[0]["max error"] <= gpu_cases.GRAD_BOUND[dtype]
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["scores", "training"])
+def test_linear_heads_are_verified_and_timed(bench, training, monkeypatch):
+    bench = bench._replace(backends=["reference"])
+    monkeypatch.setattr(peers, "HEADS", {"a peer": lambda: lambda h, w, y: F.cross_entropy(h @ w.t(), y)})
+    assert gpu_linear.linear_head(bench, 40, 2048, 300, torch.bfloat16, training=training) == []
+    rows = {row["contender"]: row for row in bench.record[gpu_linear.TRAINING if training else gpu_linear.SCORES]}
+    assert {"reference", "four products", "a peer"} <= {*rows} if training else {"reference", "the product"} <= {*rows}
+    assert not training or rows["a peer"]["max error"] < 0.1
+    assert rows["reference"]["bar"] == ("<= 1.15x four products" if training else "<= 1.2x the product")
+    assert 0 < rows["reference"]["max error"] <= gpu_linear.BOUND[torch.bfloat16] and rows["reference"]["ms"] > 0
+    right = ta.linear_score
+    monkeypatch.setattr(ta, "linear_score", lambda h, *given, **named: right(h * 1.5, *given, **named))
+    if not training:
+        assert gpu_linear.linear_head(bench, 40, 2048, 300, torch.bfloat16, training=False) != []
 
 
 def test_noisy_entropies_are_verified_and_timed(bench, monkeypatch):

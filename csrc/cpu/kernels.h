@@ -70,6 +70,20 @@ struct OptionJob : ScoreJob, OptionTerms {
 
 struct OptionGradJob : GradJob, OptionTerms {};
 
+// States into `to`; its k come as columns of the slice, its rest and top are left out. `out` only says what to sum up.
+struct StateJob : OptionJob {
+    States to;
+    StateJob(const Rows& rows, const Targets& targets, void* const* out, const OptionTerms& terms, const States& to)
+        : OptionJob(rows, targets, out, terms), to(to) {}
+};
+
+// Scores, or a state, from the states of slices; the rows have all classes and no data.
+struct FinishJob : OptionJob {
+    States from;
+    FinishJob(const Rows& rows, const Targets& targets, void* const* out, const OptionTerms& terms, const States& from)
+        : OptionJob(rows, targets, out, terms), from(from) {}
+};
+
 // Swept rows along memory are taken so many at once: their numbers are finished together.
 inline int64_t swept_at_once(int64_t classes) { return classes > 4096 ? 1 : classes > 512 ? 8 : 16; }
 
@@ -104,6 +118,11 @@ struct NormalJob {
     kernel(void, option_segment, (const OptionJob&, int64_t row, int64_t segment, Segment* out))                      \
     kernel(void, option_states, (OptionJob&, int64_t begin, int64_t end, const Segment* states))                      \
     kernel(void, sweep_rows, (OptionJob&, int64_t begin, int64_t end, void* scratch))                                 \
+    kernel(void, state_rows, (StateJob&, int64_t begin, int64_t end, void* scratch))                                  \
+    kernel(void, state_segment, (const StateJob&, int64_t row, int64_t segment, Segment* out))                        \
+    kernel(void, state_states, (StateJob&, int64_t begin, int64_t end, const Segment* states))                        \
+    kernel(void, merge_states, (const FinishJob&, const States& to, int64_t begin, int64_t end))                      \
+    kernel(void, finish_states, (FinishJob&, int64_t begin, int64_t end))                                             \
     kernel(void, option_columns, (const OptionGradJob&, int64_t row, int64_t begin, int64_t end))                     \
     kernel(void, option_neighbours, (const OptionGradJob&, int64_t begin, int64_t end))                               \
     kernel(int64_t, draw_scratch, (const DrawJob&)) /* bytes of memory that draw_rows needs */                        \

@@ -149,7 +149,8 @@ void with_terms(const Rows& rows, const Targets& targets, const Options& given, 
     if (!targets.data && !options.probabilities) options.weight = nullptr, options.label_smoothing = options.z_loss = 0;
     std::unique_ptr<ByClass> spread, own;
     if (options.label_smoothing > 0 || options.probabilities) {
-        spread = std::make_unique<ByClass>(rows, options, options.label_smoothing / double(rows.classes));
+        const int64_t total = targets.total ? targets.total : rows.classes;
+        spread = std::make_unique<ByClass>(rows, options, options.label_smoothing / double(total));
         terms.spread = spread->data();
     }
     if (options.probabilities) {
@@ -157,6 +158,30 @@ void with_terms(const Rows& rows, const Targets& targets, const Options& given, 
         terms.own = own->data();
     }
     call(terms);
+}
+
+// The class of every row's top, marked where the slice has the label's, and what label smoothing gives it.
+template <class T>
+void complete_states(const StateJob& job) {
+    const Targets& targets = job.targets;
+    const int64_t classes = job.rows.classes, count = job.rows.count();
+    const T* spread = job.to.smoothed ? static_cast<const T*>(job.spread) : nullptr;
+    T* const numbers = static_cast<T*>(job.to.numbers);
+    double sum = 0;
+    for (int64_t j = 0; spread && j < classes; ++j) sum += double(spread[j]);
+    for (int64_t i = 0; i < count; ++i) {
+        const int64_t column = job.to.k[i], k = targets.first + column;
+        const int64_t y = targets.data ? target_at(targets, i) : targets.ignore_index;
+        const bool here = y != targets.ignore_index && y >= targets.first && y < targets.first + classes;
+        job.to.k[i] = here ? ~k : k;
+        if (!spread) continue;
+        numbers[6 * count + i] = T(sum - double(spread[column]));
+        numbers[8 * count + i] = spread[column];
+    }
+}
+
+Rows rows_of(const States& states, int64_t classes) {
+    return {nullptr, states.wide ? Dtype::kFloat64 : Dtype::kFloat32, 1, states.count, classes, 0, classes};
 }
 
 }  // namespace
@@ -242,6 +267,43 @@ void option_grads(const Rows& rows, const Targets& targets, const Options& optio
                 kernels->option_columns(job, row, begin, end);
             });
     });
+}
+
+void row_states(const Rows& rows, const Targets& targets, const Options& options, const States& to, int threads) {
+    const Kernels* kernels = chosen;
+    void* wanted[kSlots] = {};
+    wanted[kEntropy] = wanted[kGradNorm] = to.numbers;
+    wanted[kPrediction] = to.k;
+    threads = threads_for(rows.count() * rows.classes, threads);
+    with_terms(rows, targets, options, [&](const OptionTerms& terms) {
+        StateJob job(rows, targets, wanted, terms, to);
+        score(job, threads, kernels->lanes, kernels->state_rows, kernels->state_segment, kernels->state_states);
+        if (to.wide)
+            complete_states<double>(job);
+        else
+            complete_states<float>(job);
+    });
+}
+
+void merge_states(const States& states, const Options& options, const States& to, int threads) {
+    const Kernels* kernels = chosen;
+    const Rows rows = rows_of(states, 1);
+    with_terms(rows, {}, options, [&](const OptionTerms& terms) {
+        const FinishJob job(rows, {}, nullptr, terms, states);
+        parallel_for(states.count, 256, threads_for(states.count * states.parts * 64, threads),
+                     [&](int64_t begin, int64_t end) { kernels->merge_states(job, to, begin, end); });
+    });
+}
+
+int64_t finish_states(const States& states, const Targets& targets, const Options& options, void* const out[kSlots],
+                      int threads) {
+    const Kernels* kernels = chosen;
+    const Rows rows = rows_of(states, targets.total);
+    OptionTerms terms{options, nullptr, nullptr, 1 / options.temperature.value, -2 / options.softcap};
+    FinishJob job(rows, targets, out, terms, states);
+    parallel_for(states.count, 256, threads_for(states.count * states.parts * 64, threads),
+                 [&](int64_t begin, int64_t end) { kernels->finish_states(job, begin, end); });
+    return bad_row(job);
 }
 
 void draw_scores(const Rows& rows, const Draws& draws, void* const out[kDrawSlots], int threads) {

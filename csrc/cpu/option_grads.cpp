@@ -111,9 +111,12 @@ struct Label {
 };
 inline Label label_of(const OptionGradJob& job, int64_t row) {
     if (!job.grad_loss.data || !job.targets.data) return {-1, false, false};
-    const int64_t y = target_at(job.targets, row);
-    const bool ignored = y == job.targets.ignore_index, outside = !ignored && (y < 0 || y >= job.rows.classes);
-    return {ignored || outside ? -1 : y, ignored, outside};
+    const Targets& targets = job.targets;
+    const int64_t y = target_at(targets, row), total = targets.total ? targets.total : job.rows.classes;
+    const bool ignored = y == targets.ignore_index, outside = !ignored && (y < 0 || y >= total);
+    const int64_t column = y - targets.first;
+    const bool here = !ignored && !outside && column >= 0 && column < job.rows.classes;
+    return {here ? column : -1, ignored, outside};
 }
 
 // ---- one row along memory

@@ -18,14 +18,13 @@ TORCHASSAY_INLINE V<T> capped_norm(const Finished<V<T>>& f, const RowState<V<T>>
     return hypotenuse(slope_y * (extra - beta * l.miss), beta * others * f.c);
 }
 
-template <class T, class LogitOf>
-TORCHASSAY_INLINE void finish_rows(OptionJob& job, const LogitOf& logit_of, int64_t i, int count,
-                                   const RowSums<V<T>>& sums) {
+// Rows whose labels are looked up; t is the part of the target that is spread over all classes, its gap in units of the
+// logits.
+template <class T>
+TORCHASSAY_INLINE void finish_target(OptionJob& job, int64_t i, int count, RowState<V<T>> state, OwnLabels<T> own,
+                                     LinearTarget<V<T>> t) {
     const V<T> infinity = splat<V<T>>(INFINITY), zero{};
     const Inverse<V<T>> inverse = inverse_of<T>(job, i, count);
-    RowState<V<T>> state = sums;
-    OwnLabels<T> own;
-    if (job.targets.data) own = look_up_labels<T>(job, logit_of, i, count);
     V<T> slope[3];  // of the top, the second and the label
     if (job.capped()) {
         const V<T> x[3] = {state.m, state.u, own.x_y};
@@ -38,12 +37,7 @@ TORCHASSAY_INLINE void finish_rows(OptionJob& job, const LogitOf& logit_of, int6
     V<T> rest{}, beta{};
     if (job.targets.data) {
         const Labelled<V<T>> l = label(f, own.x_y, inverse, infinity);
-        const double classes = double(job.rows.classes), smoothing = job.options.label_smoothing;
-        LinearTarget<V<T>> t{};
-        if (job.smoothed()) {
-            const double share = smoothing / classes;
-            t = {splat<V<T>>(T(share * (classes - 1))), sums.A * inverse.high * T(share), splat<V<T>>(T(share))};
-        }
+        t.gap *= inverse.high;
         t = add_label(t, f, l, own.weight);
         const V<T> z_loss = splat<V<T>>(T(job.options.z_loss)), extra = (z_loss + z_loss) * f.lse;
         const LinearLoss<V<T>> loss = linear_loss(f, t, z_loss);
@@ -52,10 +46,13 @@ TORCHASSAY_INLINE void finish_rows(OptionJob& job, const LogitOf& logit_of, int6
         if (job.wants(kLoss)) write<T>(job.out[kLoss], i, count, own.counted ? loss.loss : zero);
         if (job.wants(kGradNorm)) {
             V<T> norm;
-            if (job.capped())
+            if (job.swept())
+                norm = splat<V<T>>(T(NAN));
+            else if (job.capped())
                 norm = capped_norm<T>(f, state, l, own.weight, extra, slope[0], slope[2]);
             else if (job.smoothed())
-                norm = smoothed_norm(f, state, l, splat<V<T>>(T(smoothing)), splat<V<T>>(T(classes)), extra);
+                norm = smoothed_norm(f, state, l, splat<V<T>>(T(job.options.label_smoothing)),
+                                     splat<V<T>>(T(job.rows.classes)), extra);
             else if (job.options.z_loss == 0)
                 norm = own.weight * grad_norm_of(f, state, l);
             else
@@ -68,10 +65,65 @@ TORCHASSAY_INLINE void finish_rows(OptionJob& job, const LogitOf& logit_of, int6
     if (job.wants(kStats)) write_stats<T>(job, i, count, f, state.u, mu, rest, beta);
 }
 
+template <class T, class LogitOf>
+TORCHASSAY_INLINE void finish_rows(OptionJob& job, const LogitOf& logit_of, int64_t i, int count,
+                                   const RowSums<V<T>>& sums) {
+    OwnLabels<T> own;
+    if (job.targets.data) own = look_up_labels<T>(job, logit_of, i, count);
+    LinearTarget<V<T>> t{};
+    if (job.smoothed()) {
+        const double classes = double(job.rows.classes), share = job.options.label_smoothing / classes;
+        t = {splat<V<T>>(T(share * (classes - 1))), sums.A * T(share), splat<V<T>>(T(share))};
+    }
+    finish_target<T>(job, i, count, sums, own, t);
+}
+
 }  // namespace
 }  // namespace torchassay
 // after finish_rows, which it calls
 #include "row_walks.h"
+#include "slices.h"
+
+namespace torchassay {
+namespace {
+
+// Rows from the states of their slices.
+template <class T>
+void finish_states(FinishJob& job, int64_t begin, int64_t end) {
+    constexpr int n = Simd<T>::kLanes;
+    for (int64_t i = begin; i < end; i += n) {
+        const int count = int(end - i < n ? end - i : n);
+        T lanes[9][n] = {};
+        bool here[n] = {};
+        for (int lane = 0; lane < count; ++lane) {
+            const Slice s = joined_slices<T>(job, i + lane);
+            const double numbers[9] = {s.m, s.u, s.R, s.T, s.Q, s.x_y, s.rest, s.gap, s.top};
+            for (int q = 0; q < 9; ++q) lanes[q][lane] = T(numbers[q]);
+            if (job.capped() && capped_at(job, s.u).v == capped_at(job, s.m).v)
+                lanes[4][lane] += T(square(capped_at(job, s.m).slope));  // finish_target leaves the top out of Q at a tie
+            here[lane] = s.k < 0;
+            if (auto* prediction = static_cast<int64_t*>(job.out[kPrediction]))
+                prediction[i + lane] = s.k < 0 ? ~s.k : s.k;
+        }
+        OwnLabels<T> own;
+        if (job.targets.data) {
+            const auto logit = [&](int lane, int64_t) { return here[lane] ? lanes[5][lane] : T(NAN); };
+            look_up<T>(job, logit, i, count, &own.x_y, &own.counted);
+            T weight[n] = {};
+            for (int lane = 0; lane < count; ++lane) {
+                const T* given = static_cast<const T*>(job.options.weight);
+                weight[lane] = here[lane] ? T(1 - job.options.label_smoothing) * (given ? given[i + lane] : T(1)) : T(NAN);
+            }
+            own.weight = load<T>(weight);
+        }
+        const RowState<V<T>> state{load<T>(lanes[0]), load<T>(lanes[1]), load<T>(lanes[2]), load<T>(lanes[3]),
+                                   load<T>(lanes[4])};
+        finish_target<T>(job, i, count, state, own, {load<T>(lanes[6]), load<T>(lanes[7]), load<T>(lanes[8])});
+    }
+}
+
+}  // namespace
+}  // namespace torchassay
 
 namespace torchassay {
 namespace TORCHASSAY_ISA {
@@ -83,6 +135,12 @@ void option_segment_any(const OptionJob& job, int64_t row, int64_t segment, Segm
 }
 void option_states_any(OptionJob& job, int64_t begin, int64_t end, const Segment* states) {
     TORCHASSAY_BY_DTYPE(score_states, begin, end, states)
+}
+void finish_states_any(FinishJob& job, int64_t begin, int64_t end) {
+    if (job.from.wide)
+        finish_states<double>(job, begin, end);
+    else
+        finish_states<float>(job, begin, end);
 }
 }  // namespace TORCHASSAY_ISA
 }  // namespace torchassay

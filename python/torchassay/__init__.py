@@ -7,14 +7,17 @@ from torchassay.ensemble import ensemble_score
 from torchassay.functional import cross_entropy, entropy, explain, log_prob, log_prob_entropy, score
 from torchassay.heads import score_binary, score_regression
 from torchassay.history import History
+from torchassay.linear import linear_cross_entropy, linear_log_prob_entropy, linear_score
 from torchassay.memory import SampleMemory, keep
 from torchassay.modules import CrossEntropyLoss, Scorer
 from torchassay.noise import FeatureNoise
-from torchassay.scores import SIGNALS, Scores
+from torchassay.scores import LINEAR_SIGNALS, SIGNALS, Scores
+from torchassay.selection import top_fraction
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "LINEAR_SIGNALS",
     "SIGNALS",
     "BackendFallback",
     "CrossEntropyLoss",
@@ -32,6 +35,9 @@ __all__ = [
     "explain",
     "keep",
     "labels",
+    "linear_cross_entropy",
+    "linear_log_prob_entropy",
+    "linear_score",
     "log_prob",
     "log_prob_entropy",
     "reference",
@@ -39,4 +45,5 @@ __all__ = [
     "score",
     "score_binary",
     "score_regression",
+    "top_fraction",
 ]

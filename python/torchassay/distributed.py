@@ -6,6 +6,7 @@ import os
 import shutil
 import socket
 import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,32 @@ def cpu_group() -> dist.ProcessGroup | None:
     if world not in _groups:
         _groups[world] = dist.new_group(backend="gloo")
     return _groups[world]
+
+
+def exchanged(
+    function: str, group: dist.ProcessGroup, count: int, check: Callable[[], Sequence[int]]
+) -> list[list[int]]:
+    """For each of ``count`` integers that ``check`` makes of a call's arguments, those of all ranks.
+
+    One small exchange, which on a GPU is waited for. What ``check`` raises is raised here, after the other ranks know
+    of it: an error on one rank is an error on every rank, and none waits for another.
+    """
+    device = torch.device("cpu") if "gloo" in dist.get_backend(group) else torch.device("cuda")
+    everyone = torch.empty(dist.get_world_size(group), 1 + count, dtype=torch.int64, device=device)
+
+    def say(refused: bool, facts: Sequence[int]) -> None:
+        dist.all_gather(list(everyone), torch.tensor([refused, *facts], device=device), group=group)
+
+    try:
+        facts = check()
+    except (ValueError, TypeError, RuntimeError):
+        say(True, [0] * count)
+        raise
+    say(False, facts)
+    refused, *found = everyone.t().tolist()
+    if any(refused):
+        raise checks.InputValueError(f"{function}: rank {refused.index(1)} of the group refused its arguments")
+    return found
 
 
 class Replicas:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -13,6 +14,11 @@ from torchassay.draws import noise_scores
 from torchassay.history import History
 from torchassay.options import Options, given, noise_given
 from torchassay.scores import BIT, ROW_BITS, SIGNALS, STATS, Scores
+from torchassay.shards import Shard
+from torchassay.vocabulary import shared
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 def score(
@@ -31,6 +37,7 @@ def score(
     seed: int | Tensor = 0,
     row_id: Tensor | None = None,
     history: History | None = None,
+    group: ProcessGroup | None = None,
     backend: str | None = None,
 ) -> Scores:
     """Score every row of logits in one read; detached from the graph.
@@ -59,6 +66,10 @@ def score(
             Default: 0, 1, 2, ...
         history: a `History`, which is given the values of its signal, ignored rows left out; the scores then also hold
             ``select_prob``, float32, the probability with which Selective-Backprop picks each row.
+        group: a process group whose ranks hold slices of the classes, in the order of ranks: ``input`` and ``weight``
+            are this rank's slice, of any size, and ``target``, which counts the classes of all, is the same on every
+            rank. Every rank gets the scores. Not with noise or class probabilities. ``input`` may also be a DTensor
+            sharded on its class dimension.
         backend: "native", "triton" or "reference" instead of the usual one (see `explain`).
 
     Returns:
@@ -88,6 +99,9 @@ def score(
     extra = "" if history is None else checks.signal_of(history, "score")
     options = given(weight, label_smoothing, temperature, softcap)
     noise = noise_given(noise_std, noise_draws, seed, row_id)
+    if shared(input, group):
+        shard = Shard("score", input, weight, dim, group)
+        return shard.score(target, signals, options, ignore_index, noise, extra, history, backend)
     call = checks.score("score", input, target, signals, dim, options, ignore_index, extra, SIGNALS, noise)
     input = input.detach() if input.requires_grad else input
     if noise is None:
@@ -113,6 +127,7 @@ def cross_entropy(
     temperature: float | Tensor = 1.0,
     softcap: float | None = None,
     z_loss: float = 0.0,
+    group: ProcessGroup | None = None,
     backend: str | None = None,
 ) -> Tensor | tuple[Tensor, Scores]:
     """`torch.nn.functional.cross_entropy`, exact for easy samples too, with the scores of the batch for free.
@@ -129,7 +144,7 @@ def cross_entropy(
         label_smoothing: in [0, 1].
         dim: the class dimension. None is torch's rule: 1, or 0 for a single sample.
         signals: names among `torchassay.SIGNALS`: also return the `Scores` of the batch, from the same read.
-        temperature, softcap: as in `score`.
+        temperature, softcap, group: as in `score`. With a group there is no second derivative.
         z_loss: >= 0: every row's loss grows by z_loss lse^2, its squared log-sum-exp (PaLM, Chowdhery et al. 2022,
             section 5), before the reduction.
         backend: "native", "triton" or "reference" instead of the usual one (see `explain`).
@@ -150,9 +165,13 @@ def cross_entropy(
     """
     function = "cross_entropy"
     options = given(weight, label_smoothing, temperature, softcap, z_loss)
+    if shared(input, group):
+        shard = Shard(function, input, weight, dim, group)
+        return shard.cross_entropy(target, signals, options, ignore_index, reduction, backend)
     call = checks.cross_entropy(function, input, target, signals, dim, options, ignore_index, reduction)
     rows, *outputs = _outputs(function, input, target, call.with_loss(), options, ignore_index, backend, BIT["loss"])
-    loss = reference.reduced(rows, input, target, weight, ignore_index, reduction)
+    own = None if reduction != "mean" else reference.own_weight(weight, target, ignore_index)
+    loss = reference.reduced(rows, input, target, own, ignore_index, reduction)
     if not signals:
         return loss
     if "loss" in call.names:

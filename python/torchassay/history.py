@@ -15,7 +15,6 @@ from torchassay.scores import SIGNALS
 LARGEST = 1 << 20  # capacity
 LARGEST_OF_GROUP = 1 << 16  # of which every rank sends a whole one in every step
 BINS = 1 << 15  # float32 patterns of numbers >= 0 by their top 15 bits below the sign
-DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 class History:
@@ -221,21 +220,13 @@ class History:
     def _checked(self, method: str, values: Tensor, mask: Tensor | None = None) -> Tensor:
         """The values as float32; the first ones begin the window."""
         function = f"History.{method}"
-        checks.tensor(function, "values", values)
-        if values.dtype not in DTYPES:
-            raise checks.InputTypeError(
-                f"{function}: values must be floating-point, got {checks.dtype_name(values.dtype)}"
-            )
+        checks.floating(function, "values", values)
         for state in self._state.values():
             if state.device != values.device:
                 expected = f"on the window's device, {state.device}"
                 raise checks.InputValueError(f"{function}: values must be {expected}, got {values.device}")
         if mask is not None:
-            checks.tensor(function, "mask", mask)
-            if mask.dtype != torch.bool or mask.shape != values.shape or mask.device != values.device:
-                expected = f"bool of shape {tuple(values.shape)} on {values.device}"
-                got = f"{checks.dtype_name(mask.dtype)} of shape {tuple(mask.shape)} on {mask.device}"
-                raise checks.InputValueError(f"{function}: mask must be {expected}, got {got}")
+            checks.mask_of(function, values, mask)
         if not self._state:
             self._begin(values.device)
         return values.detach().float()

@@ -292,9 +292,7 @@ def keep(
         >>> ta.keep(values, 0.5).tolist(), ta.keep(values, 0.5, 0.25).tolist()
         ([1, 2], [2, 3])
     """
-    checks.tensor("keep", "values", values)
-    if values.dtype not in checks.FLOATS:
-        raise checks.InputTypeError(f"keep: values must be floating-point, got {checks.dtype_name(values.dtype)}")
+    checks.floating("keep", "values", values)
     if values.dim() != 1:
         raise checks.InputValueError(f"keep: values must have shape (N,), got {tuple(values.shape)}")
     if not 0.0 <= fraction <= 1.0:

@@ -21,10 +21,11 @@ ROW_SIGNALS = (  # of the logits as they are: what the op row_scores knows
 )
 NOISY_SIGNALS = ("noisy_entropy", "predictive_entropy", "mutual_information")  # of several draws: the op draw_scores
 SIGNALS = ROW_SIGNALS + NOISY_SIGNALS
-TARGET_SIGNALS = ("loss", "grad_norm", "target_margin")
-BIT = {name: 1 << i for i, name in enumerate(SIGNALS)}
+LINEAR_SIGNALS = (*SIGNALS, "weight_grad_norm")  # of hidden states and a linear head
+TARGET_SIGNALS = ("loss", "grad_norm", "target_margin", "weight_grad_norm")
+BIT = {name: 1 << i for i, name in enumerate(LINEAR_SIGNALS)}
 ROW_BITS = sum(BIT[name] for name in ROW_SIGNALS)
-STATS = 1 << len(SIGNALS)  # the six numbers a row that the backward needs: ops/rows.py
+STATS = 1 << len(LINEAR_SIGNALS)  # the six numbers a row that the backward needs: ops/rows.py
 TARGET_BITS = BIT["loss"] | BIT["grad_norm"] | BIT["target_margin"]
 
 
@@ -53,7 +54,7 @@ class Scores:
         values = self.__dict__.get("_values", {})
         if name in values:
             return values[name]
-        if name in SIGNALS:
+        if name in LINEAR_SIGNALS:
             raise AttributeError(f"Scores has no '{name}': it was not asked for (signals={tuple(values)})")
         if name == "select_prob":
             raise AttributeError("Scores has no 'select_prob': it comes with score(..., history=)")

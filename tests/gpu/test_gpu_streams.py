@@ -193,3 +193,26 @@ def test_a_history_is_that_of_the_cpu_and_nobody_waits(bins, backend, never_wait
     for step, (values, mask) in enumerate(batches):
         expected = here.select(values, seed=11, step=step, mask=mask)
         assert (found[step].cpu() != expected).float().mean() < 0.01  # a probability may differ by one rounding
+
+
+def test_the_top_fraction_is_that_of_the_cpu_captured_or_not_and_nobody_waits(never_wait):
+    generator = torch.Generator().manual_seed(6)
+    batches = [torch.randn(2, 3000, generator=generator).bfloat16().float() for _ in range(3)]  # many are equal
+    mask = torch.rand(2, 3000, generator=generator) < 0.6
+    values, there = batches[0].cuda(), mask.cuda()
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        ta.top_fraction(values, 0.2, there)
+    torch.cuda.synchronize()
+    never_wait()
+    called = ta.top_fraction(values, 0.2, there)
+    torch.cuda.set_sync_debug_mode("default")
+    assert torch.equal(called.cpu(), ta.top_fraction(batches[0], 0.2, mask))
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=side):
+        captured = ta.top_fraction(values, 0.2, there)
+    for batch in batches[1:]:
+        values.copy_(batch)
+        graph.replay()
+        assert torch.equal(captured.cpu(), ta.top_fraction(batch, 0.2, mask))

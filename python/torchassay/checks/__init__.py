@@ -12,10 +12,12 @@ from torchassay.checks.arguments import (
     by_row,
     class_range,
     dtype_name,
+    floating,
     ignored_index,
     integer,
     labels,
     logits,
+    mask_of,
     out_of_range,
     probabilities,
     process_group,
@@ -25,7 +27,9 @@ from torchassay.checks.arguments import (
 from torchassay.checks.calls import Call, cross_entropy, log_prob, score, signal_of, signals
 from torchassay.checks.ensembles import Ensemble, ensemble
 from torchassay.checks.heads import binary, regression
-from torchassay.checks.options import draws, logit_noise, loss_options, seed_of, temperatures
+from torchassay.checks.linear import linear, workspace
+from torchassay.checks.options import draws, loss_options, noise, seed_of, temperatures
+from torchassay.checks.selection import top_fraction
 
 __all__ = [
     "FLOATS",
@@ -41,13 +45,16 @@ __all__ = [
     "draws",
     "dtype_name",
     "ensemble",
+    "floating",
     "ignored_index",
     "integer",
     "labels",
+    "linear",
     "log_prob",
-    "logit_noise",
     "logits",
     "loss_options",
+    "mask_of",
+    "noise",
     "out_of_range",
     "probabilities",
     "process_group",
@@ -59,4 +66,6 @@ __all__ = [
     "signals",
     "temperatures",
     "tensor",
+    "top_fraction",
+    "workspace",
 ]

@@ -28,6 +28,21 @@ def tensor(function: str, argument: str, value) -> None:
         raise InputTypeError(f"{function}: {argument} must be a Tensor, got {type(value).__name__}")
 
 
+def floating(function: str, argument: str, value) -> None:
+    tensor(function, argument, value)
+    if value.dtype not in FLOATS:
+        raise InputTypeError(f"{function}: {argument} must be floating-point, got {dtype_name(value.dtype)}")
+
+
+def mask_of(function: str, values: Tensor, mask: Tensor) -> None:
+    """``mask`` says of each of the ``values`` whether it counts."""
+    tensor(function, "mask", mask)
+    if mask.dtype != torch.bool or mask.shape != values.shape or mask.device != values.device:
+        expected = f"bool of shape {tuple(values.shape)} on {values.device}"
+        got = f"{dtype_name(mask.dtype)} of shape {tuple(mask.shape)} on {mask.device}"
+        raise InputValueError(f"{function}: mask must be {expected}, got {got}")
+
+
 def integer(function: str, argument: str, value, least: int | None = None) -> None:
     if isinstance(value, bool) or not isinstance(value, int):
         raise InputTypeError(f"{function}: {argument} must be an int, got {type(value).__name__}")

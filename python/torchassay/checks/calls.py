@@ -16,9 +16,10 @@ from torchassay.checks.arguments import (
     probabilities,
     tensor,
 )
-from torchassay.checks.options import logit_noise, loss_options, temperatures
+from torchassay.checks.options import loss_options, temperatures
+from torchassay.checks.options import noise as check_noise
 from torchassay.options import Noise, Options
-from torchassay.scores import BIT, NOISY_SIGNALS, ROW_SIGNALS, SIGNALS, TARGET_SIGNALS, Scores
+from torchassay.scores import BIT, LINEAR_SIGNALS, NOISY_SIGNALS, ROW_SIGNALS, TARGET_SIGNALS, Scores
 
 
 class Call(NamedTuple):
@@ -60,6 +61,7 @@ def score(
     extra: str = "",
     known: tuple[str, ...] = ROW_SIGNALS,
     noise: Noise | None = None,
+    noise_name: str = "noise",
 ) -> Call:
     """Check a call that scores rows; ``names`` None: the defaults of `torchassay.score`; ``extra`` is computed too."""
     dim = logits(function, input, dim)
@@ -75,19 +77,20 @@ def score(
     if options is not None:
         loss_options(function, input, target is not None, options, dim)
     if noise is not None:
-        logit_noise(function, input, noise, dim)
+        check_noise(function, input, noise, dim, noise_name)
     if names is None:
         names = ("entropy", "confidence", "margin") if target is None else ("loss", "entropy", "grad_norm")
         names = names if noise is None else (*names, "noisy_entropy")
-    names = signals(function, names, target is not None, labelled, known, noise is not None)
+    found = target is not None, labelled, known, None if noise is not None else noise_name
+    names = signals(function, names, *found)
     bits, ordered = 0, True
     for name in names:
         ordered = ordered and BIT[name] > bits
         bits |= BIT[name]
     if extra and not bits & BIT[extra]:
-        signals(function, extra, target is not None, labelled, known, noise is not None)
+        signals(function, extra, *found)
         bits, ordered = bits | BIT[extra], False
-    in_order = names if ordered else tuple(name for name in SIGNALS if bits & BIT[name])
+    in_order = names if ordered else tuple(name for name in LINEAR_SIGNALS if bits & BIT[name])
     return Call(names, in_order, bits, dim, labelled and options is None)
 
 
@@ -138,7 +141,7 @@ def signals(
     with_target: bool,
     labelled: bool,
     known: tuple[str, ...] = ROW_SIGNALS,
-    noisy: bool = False,
+    lacks_noise: str | None = "noise",  # None, or the name of the noise that is not there
 ) -> tuple[str, ...]:
     """The asked signals as a tuple, all ``known``. ``labelled``: the target holds classes, not probabilities."""
     names = (names,) if isinstance(names, str) else tuple(names)
@@ -149,8 +152,8 @@ def signals(
             raise InputValueError(f"{function}: signal '{name}' needs a target, got none")
         if name == "target_margin" and not labelled:
             raise InputValueError(f"{function}: signal 'target_margin' needs class indices, got class probabilities")
-        if name in NOISY_SIGNALS and not noisy:
-            raise InputValueError(f"{function}: signal '{name}' needs noise_std > 0, got 0.0")
+        if name in NOISY_SIGNALS and lacks_noise is not None:
+            raise InputValueError(f"{function}: signal '{name}' needs {lacks_noise}_std > 0, got 0.0")
     return names
 
 

@@ -64,20 +64,20 @@ def _extremes(values: Tensor) -> tuple[float, float]:
     return float(least), float(most)
 
 
-def logit_noise(function: str, input: Tensor, noise: Noise, dim: int) -> None:
-    """Check the noise of a call; the values of a tensor are looked at on the CPU alone."""
+def noise(function: str, input: Tensor, noise: Noise, dim: int, name: str) -> None:
+    """Check the noise of a call, ``name`` its arguments; the values of a tensor are looked at on the CPU alone."""
     std = noise.std
-    by_row(function, input, "noise_std", std, dim)
+    by_row(function, input, f"{name}_std", std, dim)
     if isinstance(std, Tensor):
         least, most = _extremes(std)
         if not 0.0 <= least <= most < math.inf:
-            raise InputValueError(f"{function}: noise_std must be finite and >= 0 in every row")
+            raise InputValueError(f"{function}: {name}_std must be finite and >= 0 in every row")
     elif not 0.0 <= std < math.inf:
-        raise InputValueError(f"{function}: noise_std must be finite and >= 0, got {std}")
+        raise InputValueError(f"{function}: {name}_std must be finite and >= 0, got {std}")
     if isinstance(noise.draws, bool) or not isinstance(noise.draws, INTS):
-        raise InputTypeError(f"{function}: noise_draws must be an int, got {type(noise.draws).__name__}")
+        raise InputTypeError(f"{function}: {name}_draws must be an int, got {type(noise.draws).__name__}")
     if noise.draws < 1:
-        raise InputValueError(f"{function}: noise_draws must be >= 1, got {noise.draws}")
+        raise InputValueError(f"{function}: {name}_draws must be >= 1, got {noise.draws}")
     rows = input.shape[:dim] + input.shape[dim + 1 :]
     if noise.row_id is None:
         seed_of(function, noise.seed, "input", input)

@@ -7,6 +7,7 @@ An op gets checked arguments and a class dimension counted from the front. It ha
 from torchassay.ops.cdf import cdf
 from torchassay.ops.draws import draw_scores
 from torchassay.ops.heads import head_scores
+from torchassay.ops.linear import linear_grads, linear_squares, linear_states, mixture_states
 from torchassay.ops.options import option_grads, option_scores
 from torchassay.ops.random import normals, uniforms
 from torchassay.ops.rows import row_grads, row_scores
@@ -17,7 +18,11 @@ __all__ = [
     "draw_scores",
     "finish_states",
     "head_scores",
+    "linear_grads",
+    "linear_squares",
+    "linear_states",
     "merge_states",
+    "mixture_states",
     "normals",
     "option_grads",
     "option_scores",

@@ -141,7 +141,8 @@ def _option_scores(
     return outputs
 
 
-def _option_grads(
+def write_option_grads(
+    grad: Tensor,  # as `empty_grad` would be
     input: Tensor,
     target: Tensor | None,
     weight: Tensor | None,
@@ -159,18 +160,17 @@ def _option_grads(
     backend: str,
     first: int = 0,  # the input's classes are those from here on
     total: int = 0,  # of so many; 0: there are no others
-) -> Tensor:
+) -> None:
+    """The op option_grads, into memory that is there."""
     total = total or input.shape[dim]
     backend = choose(function, input.device.type, input.dtype, total, backend)
     if backend == "reference":
         options = Options.of(weight, label_smoothing, temperature_rows, temperature, softcap, z_loss)
-        grad = reference.option_grads(
-            input, target, options, stats, grad_loss, grad_entropy, dim, ignore_index, first, total
-        )
-        return empty_grad(input, dim).copy_(grad)
-    grad = empty_grad(input, dim)
+        upstream = grad_loss, grad_entropy
+        grad.copy_(reference.option_grads(input, target, options, stats, *upstream, dim, ignore_index, first, total))
+        return
     if grad.numel() == 0:
-        return grad
+        return
     given = Inputs(input, None if grad_loss is None else target, weight, temperature_rows, dim, backend)
     upstream = [None if g is None else g.to(stats.dtype).reshape(-1) for g in (grad_loss, grad_entropy)]
     if backend == "triton":
@@ -183,18 +183,26 @@ def _option_grads(
                 *(given.labels, given.probabilities, given.weight, label_smoothing, by_row, softcap),
                 *(stats.view(STATS_ROWS, -1), *upstream, ignore_index, first, total, out),
             )
-        return grad
+        return
     call = (
         *given.addresses(input, ignore_index, label_smoothing, (temperature, softcap, z_loss)),
         stats.data_ptr(),
         *(number for g in upstream for number in ((0, 0) if g is None else (g.data_ptr(), g.stride(0)))),
-        grad.data_ptr(),
+        *(grad.data_ptr(), first, total),
     )
     if input.is_cuda:
         with current(input):
             native.cuda_option_grads(*call, *place(input))
     else:
         native.option_grads(*call, torch.get_num_threads())
+
+
+def _option_grads(
+    input, target, weight, smoothing, rows, number, softcap, z_loss, stats, grad_loss, grad_entropy, dim, *call
+) -> Tensor:
+    grad = empty_grad(input, dim)
+    options = weight, smoothing, rows, number, softcap, z_loss
+    write_option_grads(grad, input, target, *options, stats, grad_loss, grad_entropy, dim, *call)
     return grad
 
 

@@ -33,9 +33,7 @@ torch.library.define(
 def empty_states(count: int, label_smoothing: float, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
     """A state's numbers and its k for ``count`` rows, to be written."""
     numbers = len(NUMBERS) if label_smoothing > 0 else PLAIN
-    return torch.empty(numbers, count, dtype=dtype, device=device), torch.empty(
-        count, dtype=torch.int64, device=device
-    )
+    return torch.empty(numbers, count, dtype=dtype, device=device), torch.empty(count, dtype=torch.int64, device=device)
 
 
 def _row_states(
@@ -153,7 +151,11 @@ def _finish_states(
     outputs = _empty_outputs(numbers, k, asked_slots(signals))
     if k.shape[1] == 0 or not outputs:
         return outputs
-    target, weight, temperatures = flat_target(target), _flat(weight, numbers.dtype), _flat(temperature_rows, numbers.dtype)
+    target, weight, temperatures = (
+        flat_target(target),
+        _flat(weight, numbers.dtype),
+        _flat(temperature_rows, numbers.dtype),
+    )
     if backend == "triton":
         from torchassay.triton_kernels.row_states import finish_states
 

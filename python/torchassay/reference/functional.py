@@ -67,7 +67,7 @@ def cross_entropy(
     options = given(weight, label_smoothing, temperature, softcap, z_loss)
     call = checks.cross_entropy(function, input, target, signals, dim, options, ignore_index, reduction)
     rows, *outputs = _outputs(function, input, target, call.with_loss(), options, ignore_index)
-    loss = reduced(rows, input, target, weight, ignore_index, reduction)
+    loss = reduced(rows, input, target, own_weight(weight, target, ignore_index), ignore_index, reduction)
     if not signals:
         return loss
     if "loss" in call.names:
@@ -75,11 +75,19 @@ def cross_entropy(
     return loss, call.scores([output.detach() for output in outputs])
 
 
+def own_weight(weight: Tensor | None, target: Tensor, ignore_index: int) -> Tensor | None:
+    """The weight of every row's class, 0 for ignored rows; None for no weights, or for class probabilities."""
+    if weight is None or target.is_floating_point():
+        return None
+    y, ignored, _ = labels(target, weight.numel(), ignore_index)
+    return weight[y].masked_fill(ignored, 0)
+
+
 def reduced(
     rows: Tensor,  # [...], the loss of every row
     input: Tensor,
     target: Tensor,
-    weight: Tensor | None,
+    own: Tensor | None,  # [...], what a row counts in the mean; None: 1, or 0 if it is ignored
     ignore_index: int,
     reduction: str,
 ) -> Tensor:
@@ -94,11 +102,8 @@ def reduced(
         if target.is_floating_point():
             count = rows.numel()
             rows = rows.sum() / count if count else rows.sum() * torch.nan
-        elif weight is None:
-            rows = rows.sum() / (target != ignore_index).sum()
         else:
-            y, ignored, _ = labels(target, weight.numel(), ignore_index)
-            rows = rows.sum() / weight.to(rows.dtype)[y].masked_fill(ignored, 0).sum()
+            rows = rows.sum() / ((target != ignore_index) if own is None else own.to(rows.dtype)).sum()
     dtype = input.dtype
     if torch.is_autocast_enabled(input.device.type):
         dtype = torch.promote_types(dtype, torch.float32)  # F.cross_entropy is a float32 op under autocast

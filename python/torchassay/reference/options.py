@@ -131,9 +131,14 @@ def _softmax(v: Tensor, m: Tensor, u: Tensor, z: Tensor, r: Tensor, inverse: flo
     m, u, z, c = (row.unsqueeze(-1) for row in (m, u, z, 1 / (1 + r)))
     gone, lone = v == -torch.inf, u == -torch.inf
     d = torch.where(gone, 0, v - torch.where(lone, m, u).detach())
-    top = (d > 0) | (lone & ~gone)  # at a tie d = 0, z = 1: both forms agree
-    p = torch.where(gone, 0, torch.where(top, c, torch.exp(scaled(torch.where(top, 0, d), inverse)) * z * c))
+    top = (v > _middle(m, u)) & ~gone  # at a tie z = 1: both forms agree
+    p = torch.where(gone, 0, torch.where(top, c, torch.exp(scaled(d.clamp(max=0), inverse)) * z * c))
     return p + (r - r).unsqueeze(-1)  # a poisoned row is NaN throughout
+
+
+def _middle(m: Tensor, u: Tensor) -> Tensor:
+    """Only the top lies above: halfway, because v may have been computed with another rounding elsewhere."""
+    return torch.where(u == -torch.inf, u, u + (m - u) / 2).detach()
 
 
 def _top_entry(r: Tensor, c: Tensor, rest: Tensor, beta: Tensor, b: Tensor) -> Tensor:
@@ -167,7 +172,7 @@ def option_grads(
     p = _softmax(v, m, u, z, r, by_class(inverse))
     gone = v == -torch.inf
     k = x.argmax(-1, keepdim=True)
-    is_top = v.gather(-1, k).squeeze(-1) == m  # of a slice without the top class no entry is the top's
+    is_top = v.gather(-1, k).squeeze(-1) > _middle(m, u)  # a slice may lack the top class
     dx = torch.zeros_like(p)
     if grad_loss is not None:
         t = _target(target, x.shape, x, dim, ignore_index, options, first, total)
@@ -179,6 +184,7 @@ def option_grads(
         dx = torch.where(t.ignored.unsqueeze(-1), 0, entry)  # also where an ignored row is poisoned
     if grad_entropy is not None:
         a = torch.where(gone, 0, scaled(m.unsqueeze(-1) - v, by_class(inverse)))
+        a = a.scatter(-1, k, torch.where(is_top, 0, a.gather(-1, k).squeeze(-1)).unsqueeze(-1))
         dx = dx + grad_entropy.to(x.dtype).unsqueeze(-1) * p * (a - mu.unsqueeze(-1))
     dx = torch.where(
         dx == 0, 0, scaled(dx * slope, by_class(inverse))

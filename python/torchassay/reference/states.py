@@ -1,4 +1,4 @@
-"""Rows of which only a slice of the classes is at hand: the state of a slice, how states merge, what a row's state gives.
+"""Rows of which a slice of the classes is at hand: the state of a slice, how states merge, what a row's state gives.
 
 The slices are chunks of the vocabulary of a linear head, or what the ranks of a process group hold. A state is what
 `rows` calls one, with the tops as they are in the input and the sums of `options.Options`: with v the capped logits,
@@ -106,7 +106,7 @@ def row_states(
 
 
 def merge_states(numbers: Tensor, k: Tensor, options: Options) -> tuple[Tensor, Tensor]:
-    """The op `merge_states`: the state of all slices [P, 6 or 9, N] and [P, N], whose order is that of their classes."""
+    """The op `merge_states`: the state of all slices, [P, 6 or 9, N] and [P, N] in the order of their classes."""
     parts = [Slice.of(*part) for part in zip(numbers, k, strict=True)]
     return _merged(parts, flattened(options)).flat(len(numbers[0]) > PLAIN)
 
