@@ -202,3 +202,49 @@ def test_autocast(reduction, fast_place):
         for one, other in zip(ours, theirs, strict=True):
             assert one.dtype == other.dtype
             torch.testing.assert_close(one, other, rtol=2e-2, atol=2e-2 * float(other.abs().max()))
+
+
+def test_confident_rows_keep_their_digits(fast_place):
+    """Losses down to e^-80 and the gradients by their hidden states, to the digits that the logits have."""
+    h = head(40, 12, 1500, scale=0.05, bias=False, ignored=False, place=fast_place)
+    target, gap = torch.arange(40, device=fast_place.device) % 12, torch.linspace(2, 90, 40, device=fast_place.device)
+    h.weight[:12] = torch.eye(12, device=fast_place.device)
+    h = h._replace(input=0.01 * h.input + gap[:, None] * h.weight[target], target=target)
+    exact = linear_heads.truth(h, Case())
+    errors = 4 * linear_heads.logit_errors(h) + 1e-6
+    (expected,) = linear_heads.pulled_back(exact.grad_loss, h)[:1]
+    leaves = h.leaves()
+    loss = loss_of(leaves, fast_place, reduction="none", max_workspace_bytes=h.least())
+    found, _ = gradients(loss.sum(), leaves)
+    assert exact.signals["loss"].min() < 1e-30 and (loss > 0).all()
+    assert ((loss.detach().cpu() - exact.signals["loss"]).abs() <= errors * exact.signals["loss"]).all()
+    assert ((found - expected).norm(dim=1) <= 2 * errors * expected.norm(dim=1)).all()
+
+
+def test_masked_classes_have_no_gradient(fast_place):
+    """A bias of -inf: the vocabulary's padding."""
+    h = head(10, 6, 1500, place=fast_place)
+    h.target[h.target > 0] %= 1400
+    h.bias[1400:] = -torch.inf
+    fewer = h._replace(weight=h.weight[:1400], bias=h.bias[:1400])
+    results = []
+    for operands in (h, fewer):
+        leaves = operands.leaves()
+        log_prob, entropy = ta.linear_log_prob_entropy(
+            leaves.input, leaves.weight, leaves.target, linear_bias=leaves.bias, backend=fast_place.backend
+        )
+        results.append(gradients((2 * log_prob + entropy).sum(), leaves))
+    for masked, whole in zip(*results, strict=True):
+        torch.testing.assert_close(masked if masked.shape == whole.shape else masked[:1400], whole)
+        assert masked.shape == whole.shape or not masked[1400:].any()
+
+
+def test_inference_mode_and_no_grad(fast_place):
+    h = head(9, 5, 1100, place=fast_place).leaves()
+    expected = loss_of(h, fast_place, signals=SIGNALS)
+    for mode in (torch.inference_mode, torch.no_grad):
+        with mode():
+            inside = Head(*(operand * 1 for operand in h.operands), h.target)
+            loss, scores = loss_of(inside, fast_place, signals=SIGNALS)
+        assert torch.equal(loss, expected[0]) and not loss.requires_grad
+        assert all(torch.equal(getattr(scores, name), getattr(expected[1], name)) for name in SIGNALS)

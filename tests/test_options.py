@@ -244,6 +244,19 @@ def test_classes_at_minus_infinity(masked, place):
     torch.testing.assert_close(found.cpu().double(), exact, rtol=1e-6, atol=0, equal_nan=True)
 
 
+@pytest.mark.parametrize("classes", [9, 1100])
+def test_classes_masked_with_the_lowest_number(classes, fast_place):
+    """Over a temperature below 1 their distance is infinite: as classes at -inf, also where one class is left."""
+    for dtype in (torch.float32, torch.float64) if fast_place.double else (torch.float32,):
+        x = torch.full((2, classes), torch.finfo(dtype).min, dtype=dtype, device=fast_place.device)
+        x[0, 3], x[1, 3], x[1, classes - 2] = 5.0, 5.0, 4.0
+        target, gone = torch.tensor([3, 3], device=fast_place.device), torch.where(x < -1e30, -torch.inf, x)
+        options = {"signals": SIGNALS, "temperature": 0.5, "backend": fast_place.backend}
+        found, exact = (ta.score(masked, target, **options) for masked in (x, gone))
+        for name, value in exact.as_dict().items():
+            torch.testing.assert_close(getattr(found, name), value, rtol=1e-6, atol=0, msg=name)
+
+
 def test_ties_after_capping_go_to_the_larger_logit(place):
     """tanh rounds 60 / 1 and 70 / 1 alike; the prediction is that of the logits."""
     x = torch.tensor([[60.0, 70.0, 65.0], [70.0, 70.0, 60.0]], device=place.device)

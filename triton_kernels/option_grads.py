@@ -3,7 +3,7 @@
 One program computes [ROWS, COLUMNS] entries. As in row_grads.py, with d = (v - u) / temperature, g = (m - u) /
 temperature and a = g - d,
 
-    p = c at the top (d > 0), else e^d z c
+    p = c at the top (d > 0; under a softcap nearer to g than to 0), else e^d z c
     dx = slope / temperature (gL (beta p - b) + gH p (a - mu)),  with rest - beta (1 - c) at a top with c > 1/2
 """
 
@@ -16,7 +16,7 @@ from torchassay.triton_kernels.row_grads import BLOCK, rounded
 from torchassay.triton_kernels.row_scores import LAUNCH, row_layout
 
 
-@triton.jit(do_not_specialize=["ignore_index", "C", "N", "B", "stride_a", "stride_b", "blocks", "stride_l", "stride_h"])
+@triton.jit(do_not_specialize=["ignore_index", "C", "N", "B", "stride_a", "stride_b", "blocks", "stride_l", "stride_h", "first", "total"])
 def _option_grads(
     rows_ptr,
     target_ptr,
@@ -33,6 +33,8 @@ def _option_grads(
     kept,
     spread,
     ignore_index,
+    first,
+    total,
     C,  # in units of UNIT columns, as stride_a and stride_b
     N,
     B,
@@ -54,7 +56,7 @@ def _option_grads(
     column = (program % blocks * COLUMNS + tl.arange(0, COLUMNS))[None, :]
     y, other, known = row, 1.0, inside  # known: rows that are looked at
     if target_ptr is not None:
-        y, _, other = row_options.label_of(target_ptr, row, inside, ignore_index, C)
+        y, _, other = row_options.label_of(target_ptr, row, inside, ignore_index, first, total)
         if grad_entropy_ptr is None:
             known = inside & (other != 0.0)  # an ignored row is 0, also where it is poisoned
     mask = known[:, None] & (column < C)
@@ -69,7 +71,10 @@ def _option_grads(
     scale = row_output.scale(row[:, None], known[:, None], temperature_ptr, temperature, lost)
     inverse, least = scale[0], scale[2]
     difference = v - u[:, None]
-    top = difference > 0.0
+    above = 0.0
+    if softcap is not None:  # capped, a class may be above the second by a rounding
+        above = tl.maximum(0.5 * (row_stats.reference(m) - u), 0.0)[:, None]
+    top = difference > above
     d, e = row_stats.exp(tl.where(top, 0.0, difference), rows_ptr.dtype.element_ty == tl.float32, scale)
     p = tl.where(top, c[:, None], e * (z * c)[:, None])
 
@@ -104,11 +109,13 @@ def option_grads(
     grad_loss: Tensor | None,  # [N] float32, any stride
     grad_entropy: Tensor | None,  # [N] float32, any stride; needs stats that were taken with the entropy
     ignore_index: int,
+    first: int,  # the class of column 0
+    total: int,  # of all classes, of which the rows may be a slice
     out: Tensor,  # [N, C] contiguous, the dtype of rows
 ) -> None:
     """Write d (sum grad_loss loss + grad_entropy entropy) / d rows into ``out``.
 
-    The loss of an ignored row has no gradient; a target outside [0, C) makes the row NaN if there is a grad_loss, as
+    The loss of an ignored row has no gradient; a target outside [0, total) makes the row NaN if there is a grad_loss, as
     NaN among the logits does anyway.
     """
     N, C = out.shape
@@ -130,8 +137,10 @@ def option_grads(
         *temperature_of(temperature),
         softcap or None,
         1.0 - label_smoothing,
-        label_smoothing / C if label_smoothing else None,
+        label_smoothing / total if label_smoothing else None,
         ignore_index,
+        first,
+        total,
         C // unit,
         N,
         B,

@@ -1,8 +1,8 @@
 """Rows whose target is spread over the classes or whose logits are capped: the tops, the sums, the norm.
 
 Each is a sweep over the tiles of the row, which comes from the cache again unless it is one tile, in registers. Every
-element of a tile keeps sums of its own up to the end of the sweep. All is about v, the capped logits; the top class is
-that of the raw ones.
+element of a tile keeps sums of its own up to the end of the sweep. The tops are those of the raw logits x, all else is
+about v, the capped ones. Of a slice of the classes there is the state alone, and no norm: see row_states.py.
 """
 
 import triton
@@ -39,6 +39,46 @@ def _distance(v, b, top, inside, u, LABELS: tl.constexpr):
         gone = inside & (b == 0.0) & (v == -row_stats.INFINITY)
         distance = reference - tl.where(top | (b == 0.0), reference, v)
         return tl.where(gone, float("nan"), distance)
+
+
+@triton.jit
+def _tops(
+    start,
+    columns,
+    known,
+    C,
+    tile,  # x, if WHOLE
+    UNORDERED: tl.constexpr,
+    WHOLE: tl.constexpr,
+):
+    """m, u and the lowest column k of m, all [ROWS]. If UNORDERED, k is the first NaN where there is one, and m and u
+    are +inf, which poisons the sums as well.
+
+    First of every element of a tile: its largest x or first NaN, where that is, and the largest of its other columns.
+    """
+    ROWS: tl.constexpr = start.shape[0]
+    COLUMNS: tl.constexpr = columns.shape[1]
+    most = tl.full([ROWS, COLUMNS], -row_stats.INFINITY, tl.float32)
+    at = tl.zeros([ROWS, COLUMNS], tl.int32) + columns
+    others = most
+    for begin in range(0, C, COLUMNS):
+        column = begin + columns
+        x = tile if WHOLE else _tile(start, column, known[:, None] & (column < C), None)[0]
+        later = x > most
+        if UNORDERED:
+            later = later | ((x != x) & (most == most))
+        others = row_stats.larger(others, tl.where(later, most, x))
+        most, at = tl.where(later, x, most), tl.where(later, column, at)
+    m = row_stats.largest(most, 1)
+    k = tl.min(tl.where(most == m[:, None], at, NO_COLUMN), axis=1)
+    owner = at == k[:, None]
+    u = row_stats.largest(row_stats.larger(others, tl.where(owner, -row_stats.INFINITY, most)), 1)
+    if UNORDERED:
+        first = tl.min(tl.where(most != most, at, NO_COLUMN), axis=1)
+        poisoned = first < NO_COLUMN
+        k = tl.where(poisoned, first, k)
+        m, u = tl.where(poisoned, row_stats.INFINITY, m), tl.where(poisoned, row_stats.INFINITY, u)
+    return m, u, k
 
 
 @triton.jit(do_not_specialize=["ignore_index", "C", "N", "B", "stride_a", "stride_b"])
@@ -90,31 +130,13 @@ def option_rows(
     columns = tl.arange(0, COLUMNS)[None, :]
     y, labelled, other = row, known, 0.0
     if LABELS:
-        y, labelled, other = row_options.label_of(target_ptr, row, known, ignore_index, C)
+        y, labelled, other = row_options.label_of(target_ptr, row, known, ignore_index, 0, C)
+    x = None
     if WHOLE:
         x, v, slope = _tile(start, columns, known[:, None] & (columns < C), softcap)
-
-    # The tops, of every element first: its largest x, where that is, its v, and the largest v of its other columns.
-    most = tl.full([ROWS, COLUMNS], -row_stats.INFINITY, tl.float32)
-    at = tl.zeros([ROWS, COLUMNS], tl.int32) + columns
-    own, others, unordered = most, most, tl.full([ROWS, COLUMNS], NO_COLUMN, tl.int32)
-    for first in range(0, C, COLUMNS):
-        column = first + columns
-        if not WHOLE:
-            x, v, _ = _tile(start, column, known[:, None] & (column < C), softcap)
-        later = x > most
-        others = row_stats.larger(others, tl.where(later, own, v))
-        most, own, at = tl.where(later, x, most), tl.where(later, v, own), tl.where(later, column, at)
-        if prediction_ptr is not None:
-            unordered = tl.minimum(unordered, tl.where(x != x, column, NO_COLUMN))
-    top = row_stats.largest(most, 1)
-    k = tl.min(tl.where(most == top[:, None], at, NO_COLUMN), axis=1)
-    owner = at == k[:, None]
-    m = row_stats.largest(tl.where(owner, own, -row_stats.INFINITY), 1)
-    u = row_stats.largest(row_stats.larger(others, tl.where(owner, -row_stats.INFINITY, own)), 1)
-    m = row_stats.larger(m, u)  # capped, the top may be below another by a rounding
-    unordered = tl.min(unordered, axis=1)
-
+    m, u, k = _tops(start, columns, known, C, x, prediction_ptr is not None, WHOLE)
+    u = row_options.capped(u, softcap)[0]
+    m = row_stats.larger(row_options.capped(m, softcap)[0], u)  # it may be below by a rounding
     R = tl.zeros([ROWS, COLUMNS], tl.float32)
     T, rest, gap = R, R, R
     for first in range(0, C, COLUMNS):
@@ -138,9 +160,9 @@ def option_rows(
         known,
         m,
         u,
-        tl.where(unordered == NO_COLUMN, k, unordered),
+        k,
         tl.sum(R, axis=1),
-        tl.sum(T, axis=1),
+        tl.sum(T, axis=1) * inverse,
         by_row,
         entropy_ptr,
         lse_ptr,
@@ -148,6 +170,7 @@ def option_rows(
         least_confidence_ptr,
         margin_ptr,
         prediction_ptr,
+        ENTROPY,
         (margin_ptr is not None) or (target_margin_ptr is not None),
     )
 
@@ -200,4 +223,85 @@ def option_rows(
         known,
         N,
         (m, u, z, r, tl.where(labelled, rest, other), mu, tl.where(labelled, beta, other)),
+    )
+
+
+@triton.jit(do_not_specialize=["ignore_index", "C", "N", "B", "stride_a", "stride_b", "first"])
+def option_states(
+    rows_ptr,
+    target_ptr,
+    ignore_index,
+    C,  # in units of UNIT columns, as the strides
+    N,
+    B,
+    stride_a,
+    stride_b,
+    numbers_ptr,
+    k_ptr,
+    temperature_ptr,
+    temperature,
+    lost,
+    weight_ptr,
+    softcap,
+    spread,  # label_smoothing / classes of all slices, None for 0
+    first,  # the class of column 0
+    UNIT: tl.constexpr,
+    FOLDED: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    WHOLE: tl.constexpr,  # C <= COLUMNS
+):
+    """One program computes the records of ROWS rows."""
+    MEND: tl.constexpr = rows_ptr.dtype.element_ty == tl.float32
+    C = C * UNIT
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    known = row < N
+    start = row_output.row_start(rows_ptr, row, B, stride_a, stride_b, UNIT, FOLDED)
+    scale = row_output.scale(row[:, None], known[:, None], temperature_ptr, temperature, lost)
+    columns = tl.arange(0, COLUMNS)[None, :]
+    x = None
+    if WHOLE:
+        x, v, slope = _tile(start, columns, known[:, None] & (columns < C), softcap)
+    m, u, k = _tops(start, columns, known, C, x, True, WHOLE)
+    v_u = row_options.capped(u, softcap)[0]
+
+    R = tl.zeros([ROWS, COLUMNS], tl.float32)
+    T, Q, rest, gap, top = R, R, R, R, R
+    for begin in range(0, C, COLUMNS):
+        column = begin + columns
+        inside = known[:, None] & (column < C)
+        if not WHOLE:
+            _, v, slope = _tile(start, column, inside, softcap)
+        here = column == k[:, None]
+        d, e = _exp(v, here, v_u, scale, MEND)
+        R += e
+        T = tl.fma(-d, e, T)
+        Q = tl.fma(slope * e, slope * e, Q)
+        if spread is not None:
+            b = tl.where(inside, spread, 0.0)
+            if weight_ptr is not None:
+                b *= tl.load(weight_ptr + column, mask=column < C, other=0.0)
+            rest += tl.where(here, 0.0, b)
+            top += tl.where(here, b, 0.0)
+            gap = tl.fma(b, _distance(v, b, here, inside, v_u, True), gap)
+    inverse = row_output.scale(row, known, temperature_ptr, temperature, lost)[0]
+    smoothed = ()
+    if spread is not None:
+        smoothed = (tl.sum(rest, axis=1), tl.sum(gap, axis=1), tl.sum(top, axis=1))
+    row_output.write_state(
+        row,
+        known,
+        start,
+        m,
+        u,
+        k,
+        (tl.sum(R, axis=1), tl.sum(T, axis=1) * inverse, tl.sum(Q, axis=1)),
+        target_ptr,
+        ignore_index,
+        C,
+        N,
+        k_ptr,
+        numbers_ptr,
+        first,
+        smoothed,
     )

@@ -26,6 +26,12 @@ def temperature_of(temperature: float | Tensor) -> tuple[Tensor | None, float, f
     return None, rounded, temperature - rounded
 
 
+def tile_of(C: int) -> tuple[int, int, int]:
+    """Rows, columns and warps of a program, for `option_rows` and `option_states`."""
+    columns = min(WHOLE, triton.next_power_of_2(C))
+    return max(1, 256 // columns), columns, max(1, columns // 512)  # 16 bytes a thread, in warps of 64 too
+
+
 def option_scores(
     rows: Tensor,  # [A, B, C] float16, bfloat16 or float32, stride 1 along C; row a * B + b of N = A * B
     labels: Tensor | None,  # [N] int32 or int64
@@ -51,8 +57,7 @@ def option_scores(
     C = rows.shape[2]
     N = rows.shape[0] * rows.shape[1]
     unit, folded, B, stride_a, stride_b = row_layout(rows)
-    columns = min(WHOLE, triton.next_power_of_2(C))
-    tile = max(1, 256 // columns)
+    tile, columns, warps = tile_of(C)
     option_rows[(triton.cdiv(N, tile),)](
         rows,
         labels,
@@ -73,6 +78,6 @@ def option_scores(
         tile,
         columns,
         C <= WHOLE,
-        num_warps=max(1, columns // 512),  # 16 bytes a thread, in warps of 64 too
+        num_warps=warps,
         **LAUNCH,
     )

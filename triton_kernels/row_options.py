@@ -23,12 +23,13 @@ def capped(x, softcap):
 
 
 @triton.jit
-def label_of(target_ptr, row, inside, ignore_index, C):
-    """The rows' labels, -1 for none; which have one; what the others get: 0 where ignored, NaN if out of range."""
+def label_of(target_ptr, row, inside, ignore_index, first, total):
+    """The rows' labels as columns from the class ``first`` on, -1 for none; which have one of the ``total`` classes; what
+    the others get: 0 where ignored, NaN if out of range."""
     y = tl.load(target_ptr + row, mask=inside, other=0).to(tl.int64)
     ignored = y == ignore_index
-    labelled = (y >= 0) & (y < C) & (y != ignore_index)
-    return tl.where(labelled, y, -1).to(tl.int32), labelled, tl.where(ignored, 0.0, float("nan"))
+    labelled = (y >= 0) & (y < total) & (y != ignore_index)
+    return tl.where(labelled, y - first, -1).to(tl.int32), labelled, tl.where(ignored, 0.0, float("nan"))
 
 
 @triton.jit

@@ -48,16 +48,16 @@ def write_unlabelled(
     least_confidence_ptr,
     margin_ptr,
     prediction_ptr,
+    ENTROPY: tl.constexpr,
     MARGIN: tl.constexpr,
 ):
-    """Write what needs no target. Returns what all else is made of; mu is 0 without the entropy, the margin anything
-    unless MARGIN."""
-    ENTROPY: tl.constexpr = entropy_ptr is not None
+    """Write what needs no target, of T over the temperature. Returns what all else is made of; mu is 0 unless ENTROPY,
+    the margin anything unless MARGIN."""
     u, g, z, r, c, t = row_stats.finish(m, u, R, T, scale, ENTROPY)
     log_c = row_stats.log1p(r)
     lse = m + log_c if scale is None else tl.fma(m, scale[0], log_c)
     mu = t * c if ENTROPY else 0.0
-    if ENTROPY:
+    if entropy_ptr is not None:
         tl.store(entropy_ptr + row, log_c + mu, mask=inside)
     if lse_ptr is not None:
         tl.store(lse_ptr + row, lse, mask=inside)
@@ -81,6 +81,105 @@ def write_stats(stats_ptr, row, inside, N, values):
     if stats_ptr is not None:
         for i in tl.static_range(len(values)):
             tl.store(stats_ptr + i * N + row, values[i], mask=inside)
+
+
+@triton.jit
+def of_label(m, r, c, x_y, scale):
+    """Of the label's logit: is it the top, m - x_y and e_y, the sum of e_j of all classes but it, and 1 - p_y."""
+    top = x_y == m
+    gone = x_y == -row_stats.INFINITY
+    largest = row_stats.reference(m)
+    gap, e_y = row_stats.exp_difference(largest, tl.where(gone, largest, x_y), scale)
+    gap = tl.where(gone, row_stats.INFINITY, gap)
+    e_y = tl.where(gone, 0.0, e_y)
+    other = 1.0 + r - e_y
+    return top, gap, e_y, other, tl.where(top, r, other) * c
+
+
+@triton.jit
+def norm_of(top, e_y, other, miss, z, c, R, Q, scale, weight, extra, z_loss):
+    """The norm of the gradient of weight loss + z_loss lse^2."""
+    squares = tl.fma(z * z, Q, -e_y * e_y)
+    like = z * tl.sqrt(tl.fma(R, R, Q))
+    unlike = tl.sqrt(tl.fma(other, other, 1.0 + squares))
+    norm = tl.where(top, like, unlike) * c
+    if scale is not None:
+        norm *= weight
+        if z_loss is not None:  # of weight (p - onehot) + extra p: the label's entry, and all the others
+            others = tl.where(top, z * tl.sqrt(Q), tl.sqrt(1.0 + squares)) * c
+            all = row_stats.hypotenuse(extra - (weight + extra) * miss, (weight + extra) * others)
+            norm = tl.where(extra == 0.0, norm, all)
+        norm *= scale[0]
+    return norm
+
+
+@triton.jit
+def _write_labelled(
+    row,
+    inside,
+    start,
+    m,
+    z,
+    r,
+    c,
+    log_c,
+    lse,
+    margin,
+    R,
+    Q,
+    target_ptr,
+    ignore_index,
+    C,
+    loss_ptr,
+    grad_norm_ptr,
+    target_margin_ptr,
+    scale,
+    weight_ptr,
+    z_loss,
+):
+    """Write what needs the target, and return what the backward does: rest and beta."""
+    y = tl.load(target_ptr + row, mask=inside, other=0).to(tl.int64)
+    ignored = y == ignore_index
+    known = (y >= 0) & (y < C) & (y != ignore_index)
+    unknown = tl.where(ignored, 0.0, float("nan"))
+    x_y = tl.load(start + tl.where(known, y, 0), mask=inside, other=-row_stats.INFINITY).to(tl.float32)
+    top, gap, e_y, other, miss = of_label(m, r, c, x_y, scale)
+    loss, rest, beta = gap + log_c, miss, 0.0
+    weight, extra = 1.0, 0.0
+    if scale is not None:
+        if weight_ptr is not None:
+            weight = tl.load(weight_ptr + tl.where(known, y, 0), mask=inside, other=1.0)
+            loss = weight * tl.where(weight == 0.0, log_c, loss)  # such a class may be at -inf
+        if z_loss is not None:
+            extra = z_loss * lse
+            loss += extra * lse
+            extra += extra
+        rest, beta = tl.where(top, 0.0, weight) + extra, tl.where(known, weight + extra, unknown)
+    if loss_ptr is not None:
+        tl.store(loss_ptr + row, tl.where(known, loss, unknown), mask=inside)
+    if grad_norm_ptr is not None:
+        norm = norm_of(top, e_y, other, miss, z, c, R, Q, scale, weight, extra, z_loss)
+        tl.store(grad_norm_ptr + row, tl.where(known, norm, unknown), mask=inside)
+    if target_margin_ptr is not None:
+        below = row_stats.expm1(-gap) * c
+        tl.store(target_margin_ptr + row, tl.where(known, tl.where(top, margin, below), unknown), mask=inside)
+    return tl.where(known, rest, unknown), beta
+
+
+@triton.jit
+def write_state(
+    row, inside, start, m, u, k, sums, target_ptr, ignore_index, C, N, k_ptr, numbers_ptr, first, smoothed
+):
+    """Write the record of a slice, which `row_states.py` tells; sums and smoothed: (R, T, Q) and () or (rest, gap, top)."""
+    x_y, found = 0.0, k.to(tl.int64) + first
+    if target_ptr is not None:
+        y = tl.load(target_ptr + row, mask=inside, other=ignore_index).to(tl.int64)
+        here = (y >= first) & (y - first < C) & (y != ignore_index)
+        x_y = tl.load(start + tl.where(here, y - first, 0), mask=here, other=0.0).to(tl.float32)
+        found = tl.where(here, ~found, found)
+    tl.store(k_ptr + row, found, mask=inside)
+    u = tl.where(sums[0] < 0.5, -row_stats.INFINITY, u)  # there is none
+    write_stats(numbers_ptr, row, inside, N, (m, u) + sums + (x_y,) + smoothed)
 
 
 @triton.jit
@@ -111,71 +210,60 @@ def write(
     scale,  # None without options, which are these three
     weight_ptr,
     z_loss,
+    first,  # None, or the class of column 0 of a slice
 ):
-    """Finish the rows and write what was asked for."""
-    u, _, z, r, c, log_c, lse, mu, margin = write_unlabelled(
-        row,
-        inside,
-        m,
-        u,
-        k,
-        R,
-        T,
-        scale,
-        entropy_ptr,
-        lse_ptr,
-        confidence_ptr,
-        least_confidence_ptr,
-        margin_ptr,
-        prediction_ptr,
-        (margin_ptr is not None) or (target_margin_ptr is not None),
-    )
-    rest, beta = 0.0, 0.0
-    if target_ptr is not None:
-        y = tl.load(target_ptr + row, mask=inside, other=0).to(tl.int64)
-        ignored = y == ignore_index
-        known = (y >= 0) & (y < C) & (y != ignore_index)
-        x_y = tl.load(start + tl.where(known, y, 0), mask=inside, other=-row_stats.INFINITY).to(tl.float32)
-        top = x_y == m
-        gone = x_y == -row_stats.INFINITY
-        largest = row_stats.reference(m)
-        gap, e_y = row_stats.exp_difference(largest, tl.where(gone, largest, x_y), scale)
-        gap = tl.where(gone, row_stats.INFINITY, gap)
-        e_y = tl.where(gone, 0.0, e_y)
-        unknown = tl.where(ignored, 0.0, float("nan"))
-        other = 1.0 + r - e_y
-        miss = tl.where(top, r, other) * c
-        loss, rest = gap + log_c, miss
-        if scale is not None:
-            weight, extra = 1.0, 0.0
-            if weight_ptr is not None:
-                weight = tl.load(weight_ptr + tl.where(known, y, 0), mask=inside, other=1.0)
-                loss = weight * tl.where(weight == 0.0, log_c, loss)  # such a class may be at -inf
-            if z_loss is not None:
-                extra = z_loss * lse
-                loss += extra * lse
-                extra += extra
-            rest, beta = tl.where(top, 0.0, weight) + extra, tl.where(known, weight + extra, unknown)
-        rest = tl.where(known, rest, unknown)
-        if loss_ptr is not None:
-            tl.store(loss_ptr + row, tl.where(known, loss, unknown), mask=inside)
-        if grad_norm_ptr is not None:
-            squares = tl.fma(z * z, Q, -e_y * e_y)
-            like = z * tl.sqrt(tl.fma(R, R, Q))
-            unlike = tl.sqrt(tl.fma(other, other, 1.0 + squares))
-            norm = tl.where(top, like, unlike) * c
-            if scale is not None:
-                norm *= weight
-                if z_loss is not None:  # of weight (p - onehot) + extra p: the label's entry, and all the others
-                    others = tl.where(top, z * tl.sqrt(Q), tl.sqrt(1.0 + squares)) * c
-                    all = row_stats.hypotenuse(extra - (weight + extra) * miss, (weight + extra) * others)
-                    norm = tl.where(extra == 0.0, norm, all)
-                norm *= scale[0]
-            tl.store(grad_norm_ptr + row, tl.where(known, norm, unknown), mask=inside)
-        if target_margin_ptr is not None:
-            below = row_stats.expm1(-gap) * c
-            tl.store(target_margin_ptr + row, tl.where(known, tl.where(top, margin, below), unknown), mask=inside)
-    if scale is None:
-        write_stats(stats_ptr, row, inside, N, (m, u, z, r, rest, mu))
+    """Finish the rows and write what was asked for; of a slice its record."""
+    if scale is not None:
+        T = T * scale[0]
+    if first is not None:
+        write_state(
+            row, inside, start, m, u, k, (R, T, Q), target_ptr, ignore_index, C, N, prediction_ptr, stats_ptr, first, ()
+        )
     else:
-        write_stats(stats_ptr, row, inside, N, (m, u, z, r, rest, mu, beta))
+        u, _, z, r, c, log_c, lse, mu, margin = write_unlabelled(
+            row,
+            inside,
+            m,
+            u,
+            k,
+            R,
+            T,
+            scale,
+            entropy_ptr,
+            lse_ptr,
+            confidence_ptr,
+            least_confidence_ptr,
+            margin_ptr,
+            prediction_ptr,
+            entropy_ptr is not None,
+            (margin_ptr is not None) or (target_margin_ptr is not None),
+        )
+        rest, beta = 0.0, 0.0
+        if target_ptr is not None:
+            rest, beta = _write_labelled(
+                row,
+                inside,
+                start,
+                m,
+                z,
+                r,
+                c,
+                log_c,
+                lse,
+                margin,
+                R,
+                Q,
+                target_ptr,
+                ignore_index,
+                C,
+                loss_ptr,
+                grad_norm_ptr,
+                target_margin_ptr,
+                scale,
+                weight_ptr,
+                z_loss,
+            )
+        if scale is None:
+            write_stats(stats_ptr, row, inside, N, (m, u, z, r, rest, mu))
+        else:
+            write_stats(stats_ptr, row, inside, N, (m, u, z, r, rest, mu, beta))

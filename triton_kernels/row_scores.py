@@ -41,6 +41,7 @@ def row_scores(
     ignore_index: int,
     out: list[Tensor | None],
     options: tuple = NO_OPTIONS,  # temperatures [N] or None, temperature, lost, weight [C] or None, z_loss
+    first: int | None = None,  # the class of column 0 of a slice, for `row_states.row_states`
 ) -> None:
     """Write the signals of every row into those of the ten entries of ``out`` that are not None.
 
@@ -55,7 +56,7 @@ def row_scores(
     head = (rows, target, ignore_index, C // unit, N, B, stride_a, stride_b)
     if C <= NARROW:
         head = (rows, target, ignore_index, C, N, B, stride_a * unit, stride_b * unit)
-        narrow_rows[(triton.cdiv(N, 128),)](*head, *out, *options, folded, 128, C, **LAUNCH)
+        narrow_rows[(triton.cdiv(N, 128),)](*head, *out, *options, first, folded, 128, C, **LAUNCH)
         return
     if C <= SHORT:
         columns = triton.next_power_of_2(C)
@@ -63,7 +64,7 @@ def row_scores(
         groups = 32 // tile if N >= MANY else 1
         warps = max(1, columns // 1024)
         grid = (triton.cdiv(N, groups * tile),)
-        short_rows[grid](*head, *out, *options, unit, folded, groups, tile, columns, num_warps=warps, **LAUNCH)
+        short_rows[grid](*head, *out, *options, first, unit, folded, groups, tile, columns, num_warps=warps, **LAUNCH)
         return
     vector = 16 // rows.element_size()
     tile = LANES.value * vector
@@ -77,4 +78,4 @@ def row_scores(
         wanted = (out[1] is not None, out[2] is not None)
         where = (C // unit, N, B, stride_a, stride_b)
         row_segments[(N * segments,)](rows, states, *where, *options[:3], *layout, *wanted, **LAUNCH)
-    long_rows[(N,)](*head, *out, *options, states, *layout, triton.next_power_of_2(segments), **LAUNCH)
+    long_rows[(N,)](*head, *out, *options, first, states, *layout, triton.next_power_of_2(segments), **LAUNCH)

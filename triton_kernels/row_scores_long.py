@@ -148,7 +148,7 @@ def row_segments(
         tl.store(state + 3 * LANES, Q)
 
 
-@triton.jit(do_not_specialize=["ignore_index", "C", "N", "B", "stride_a", "stride_b"])
+@triton.jit(do_not_specialize=["ignore_index", "C", "N", "B", "stride_a", "stride_b", "first"])
 def long_rows(
     rows_ptr,
     target_ptr,
@@ -168,11 +168,12 @@ def long_rows(
     target_margin_ptr,
     prediction_ptr,
     stats_ptr,
-    temperature_ptr,  # as all that follow: see option_scores.py
+    temperature_ptr,  # as all up to z_loss: see option_scores.py
     temperature,
     lost,
     weight_ptr,
     z_loss,
+    first,  # None, or the first class of a slice: then numbers and k of `row_states` are stats and prediction
     states_ptr,  # [N, segments, 4, LANES] from row_segments, or None to walk the row here
     UNIT: tl.constexpr,
     FOLDED: tl.constexpr,
@@ -263,4 +264,5 @@ def long_rows(
         scale,
         weight_ptr,
         z_loss,
+        first,
     )

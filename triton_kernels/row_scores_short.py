@@ -10,7 +10,7 @@ import triton.language as tl
 from torchassay.triton_kernels import row_output, row_stats
 
 
-@triton.jit(do_not_specialize=["ignore_index", "C", "N", "B", "stride_a", "stride_b"])
+@triton.jit(do_not_specialize=["ignore_index", "C", "N", "B", "stride_a", "stride_b", "first"])
 def narrow_rows(
     rows_ptr,
     target_ptr,
@@ -30,11 +30,12 @@ def narrow_rows(
     target_margin_ptr,
     prediction_ptr,
     stats_ptr,
-    temperature_ptr,  # as all that follow: see option_scores.py
+    temperature_ptr,  # as all up to z_loss: see option_scores.py
     temperature,
     lost,
     weight_ptr,
     z_loss,
+    first,  # None, or the first class of a slice: then numbers and k of `row_states` are stats and prediction
     FOLDED: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
@@ -95,10 +96,11 @@ def narrow_rows(
         scale,
         weight_ptr,
         z_loss,
+        first,
     )
 
 
-@triton.jit(do_not_specialize=["ignore_index", "C", "N", "B", "stride_a", "stride_b"])
+@triton.jit(do_not_specialize=["ignore_index", "C", "N", "B", "stride_a", "stride_b", "first"])
 def short_rows(
     rows_ptr,
     target_ptr,
@@ -118,11 +120,12 @@ def short_rows(
     target_margin_ptr,
     prediction_ptr,
     stats_ptr,
-    temperature_ptr,  # as all that follow: see option_scores.py
+    temperature_ptr,  # as all up to z_loss: see option_scores.py
     temperature,
     lost,
     weight_ptr,
     z_loss,
+    first,  # None, or the first class of a slice: then numbers and k of `row_states` are stats and prediction
     UNIT: tl.constexpr,
     FOLDED: tl.constexpr,
     GROUPS: tl.constexpr,
@@ -132,13 +135,13 @@ def short_rows(
     """One program computes GROUPS times ROWS rows, COLUMNS >= C."""
     MEND: tl.constexpr = rows_ptr.dtype.element_ty == tl.float32
     C = C * UNIT
-    first = tl.program_id(0).to(tl.int64) * (GROUPS * ROWS)
+    begin = tl.program_id(0).to(tl.int64) * (GROUPS * ROWS)
     column = tl.arange(0, COLUMNS)[None, :]
     group = tl.arange(0, GROUPS)[:, None]
     m = tl.zeros([GROUPS, ROWS], tl.float32)
     u, R, T, Q, k = m, m, m, m, tl.zeros([GROUPS, ROWS], tl.int32)
     for i in range(0, GROUPS):
-        row = first + i * ROWS + tl.arange(0, ROWS)
+        row = begin + i * ROWS + tl.arange(0, ROWS)
         start = row_output.row_start(rows_ptr, row, B, stride_a, stride_b, UNIT, FOLDED)
         mask = (row < N)[:, None] & (column < C)
         x = tl.load(start[:, None] + column, mask=mask, other=-row_stats.INFINITY).to(tl.float32)
@@ -163,7 +166,7 @@ def short_rows(
             unordered = tl.min(tl.where(x != x, column, COLUMNS), axis=1)
             at = tl.minimum(tl.where(unordered < COLUMNS, unordered, at), C - 1)
             k = tl.where(here, at[None, :], k)
-    row = first + tl.arange(0, GROUPS * ROWS)
+    row = begin + tl.arange(0, GROUPS * ROWS)
     inside = row < N
     start = row_output.row_start(rows_ptr, row, B, stride_a, stride_b, UNIT, FOLDED)
     m = tl.reshape(m, [GROUPS * ROWS])
@@ -200,4 +203,5 @@ def short_rows(
         scale,
         weight_ptr,
         z_loss,
+        first,
     )

@@ -7,7 +7,7 @@ LOWEST at least: x - M is then no NaN for a class at -inf. A state with R < 1/2 
 over NaN; NaN and +inf reach every signal through R. No inf - inf and no 0 * inf arises on the way, so the tests run
 with every warning of the interpreter an error.
 
-Under a temperature the exponents hold (x - M) / temperature; M and T stay in units of the logits up to the finish. A
+Under a temperature the exponents hold (x - M) / temperature; M and T stay in units of the logits up to `finish`. A
 `scale` is what `scale_of` gives, or None for no temperature.
 """
 
@@ -176,7 +176,7 @@ def merge(M, R, T, Q, M2, R2, T2, Q2, scale, ENTROPY: tl.constexpr, GRAD_NORM: t
 @triton.jit
 def finish(m, u, R, T, scale, ENTROPY: tl.constexpr):
     """u, g, z, r, c, t of a row from its tops and the sums over all classes but the top one, relative to u.
-    g and t are over the temperature.
+    g, t and T are over the temperature.
 
     Without a rest u is -inf and g, z, r, t are 0; r and c are NaN for a row with NaN or +inf and for a row of -inf.
     """
@@ -188,7 +188,5 @@ def finish(m, u, R, T, scale, ENTROPY: tl.constexpr):
     r = tl.where(tl.abs(m) == INFINITY, float("nan"), z * R)
     t = r
     if ENTROPY:
-        if scale is not None:
-            T = T * scale[0]
         t = z * tl.fma(tl.minimum(g, 128.0), R, T)  # z is 0 from 88 on: no 0 * inf
     return u, g, z, r, 1.0 / (1.0 + r), t

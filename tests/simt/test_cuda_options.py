@@ -162,6 +162,21 @@ def test_classes_at_minus_infinity(classes, kernels):
     assert found["grad_norm"].isfinite().all()
 
 
+@pytest.mark.parametrize("classes", [5, 1025, 9000])
+def test_classes_masked_with_the_lowest_number(classes, kernels):
+    """Over a temperature below 1 their distance is infinite: as classes at -inf, also where one class is left."""
+    x = torch.full((2, classes), torch.finfo(torch.float32).min)
+    x[0, 3], x[1, 3], x[1, classes - 2] = 5.0, 5.0, 4.0
+    y = torch.tensor([3, 3])
+    gone = torch.where(x < -1e30, -torch.inf, x)
+    for options in ({"temperature": 0.5}, {"temperature": torch.tensor([0.25, 0.5])}):
+        under = kernels.under(**options)
+        check(under.scores(x, y, OF_LABELS), gone, y, options)
+        stats = under.scores(x, y, ("stats",))["stats"]
+        expected = under.grads(gone, y, under.scores(gone, y, ("stats",))["stats"], torch.ones(2), torch.ones(2))
+        assert torch.equal(under.grads(x, y, stats, torch.ones(2), torch.ones(2)), expected)
+
+
 @pytest.mark.parametrize("classes", [10, 1025, 9000])
 @pytest.mark.parametrize("name", ["weight", "smoothing", "smoothing and all", "softcap"])
 def test_targets_ignored_and_out_of_range(name, classes, kernels):

@@ -25,6 +25,7 @@ from torchassay.triton_kernels import (
     philox,
     row_grads,
     row_scores,
+    row_states,
 )
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
@@ -139,8 +140,34 @@ def option_launches(dtype: torch.dtype, C: int, options: str, N: int = 65536) ->
 def option_grad_launch(dtype: torch.dtype, C: int, options: str, N: int = 65536) -> list[tuple]:
     """The launch of `option_grads`."""
     rows, out, stats, upstream = empty(1, N, C, dtype=dtype), empty(N, C, dtype=dtype), empty(7, N), empty(N)
-    call = (rows, *asked(options, C, N), stats, upstream, upstream, -100, out)
+    call = (rows, *asked(options, C, N), stats, upstream, upstream, -100, 0, C, out)
     return launch(option_grads, lambda: option_grads.option_grads(*call))
+
+
+def states(dtype: torch.dtype, C: int, options: str, N: int = 65536) -> list[tuple]:
+    """The launches of `row_states` for a slice; without options they are `row_scores`'."""
+    smoothing, softcap = 0.1 if "smoothing" in options else 0.0, 30.0 if "softcap" in options else 0.0
+    numbers, k, target = empty(9 if smoothing else 6, N), empty(N, dtype=torch.int64), empty(N, dtype=torch.int64)
+    rows, weight = empty(1, N, C, dtype=dtype), empty(C) if "weight" in options else None
+    call = (rows, target, -100, C, 4 * C, weight, smoothing, 0.7, softcap, numbers, k)
+    module = row_states if smoothing or softcap else row_scores
+    return launch(module, lambda: row_states.row_states(*call))
+
+
+def merged(fields: int) -> list[tuple]:
+    """The launch of `merge_states`."""
+    N = 8192
+    parts = empty(4, fields, N), empty(4, N, dtype=torch.int64)
+    out = empty(fields, N), empty(N, dtype=torch.int64)
+    return launch(row_states, lambda: row_states.merge_states(*parts, 0.7, 0.0, *out))
+
+
+def finished(fields: int) -> list[tuple]:
+    """The launch of `finish_states`."""
+    N = 8192
+    parts, target = (empty(4, fields, N), empty(4, N, dtype=torch.int64)), empty(N, dtype=torch.int64)
+    call = (*parts, target, -100, 151936, None, 0.1 if fields > 6 else 0.0, 0.7, 0.0, 0.0, outputs(N, FIVE, 7))
+    return launch(row_states, lambda: row_states.finish_states(*call))
 
 
 def grads(dtype: torch.dtype, C: int) -> list[tuple]:
@@ -221,6 +248,15 @@ VARIANTS: dict[str, tuple[tuple[str, ...], Callable[[torch.dtype], list[tuple]]]
         ("fp32",),
         lambda dtype: option_grad_launch(dtype, 1000, "probabilities, weight, softcap"),
     ),
+    "states 10": (("bf16",), lambda dtype: states(dtype, 10, "")),
+    "states 1000": (("bf16",), lambda dtype: states(dtype, 1000, "")),
+    "states 37984": (("bf16", "fp32"), lambda dtype: states(dtype, 37984, "")),
+    "states 37984, weight, smoothing": (("bf16",), lambda dtype: states(dtype, 37984, "weight, smoothing")),
+    "states 37984, softcap": (("bf16",), lambda dtype: states(dtype, 37984, "softcap")),
+    "states of 4 parts": (("fp32",), lambda _: merged(6)),
+    "states of 4 parts, smoothing": (("fp32",), lambda _: merged(9)),
+    "signals of 4 parts": (("fp32",), lambda _: finished(6)),
+    "signals of 4 parts, smoothing": (("fp32",), lambda _: finished(9)),
     "binary 1": (("fp32",), lambda dtype: heads("binary", dtype, 1)),
     "binary 100": (EVERY, lambda dtype: heads("binary", dtype, 100)),
     "binary 5000": (("bf16",), lambda dtype: heads("binary", dtype, 5000)),

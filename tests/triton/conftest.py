@@ -104,7 +104,7 @@ def option_grads(option_scores):
         out = torch.full((stats.shape[1], rows.shape[2]), -7, dtype=rows.dtype, device=DEVICE)
         given = target_and_options(None if grad_loss is None else target, options)
         upstream = on_device(grad_loss, grad_entropy)
-        grads_with_options.option_grads(rows, *given, stats, *upstream, ignore_index, out)
+        grads_with_options.option_grads(rows, *given, stats, *upstream, ignore_index, 0, out.shape[1], out)
         return out.cpu()
 
     return run

@@ -29,7 +29,8 @@ def test_every_kernel_compiles_for_every_target(report):
     kernels = {entry["kernel"].split(": ")[1] for entry in report["measured"]}
     scores = {"narrow_rows", "short_rows", "long_rows", "row_segments", "option_rows"}
     draws = {"_draw_states", "_mixtures", "_normals"}
-    assert kernels == scores | draws | {"_row_grads", "_option_grads", "_head_scores", "_cdf"}
+    states = {"option_states", "_merge_states", "_finish_states"}
+    assert kernels == scores | draws | states | {"_row_grads", "_option_grads", "_head_scores", "_cdf"}
 
 
 def test_nothing_spills(report):

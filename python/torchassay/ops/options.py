@@ -181,7 +181,7 @@ def write_option_grads(
             option_grads(
                 as_rows(given.rows, given.where),
                 *(given.labels, given.probabilities, given.weight, label_smoothing, by_row, softcap),
-                *(stats.view(STATS_ROWS, -1), *upstream, ignore_index, out),
+                *(stats.view(STATS_ROWS, -1), *upstream, ignore_index, first, total, out),
             )
         return
     call = (

@@ -78,7 +78,7 @@ def state(x: Tensor, inverse: float | Tensor = 1.0, k: Tensor | None = None) -> 
     gone = rest == -torch.inf  # the top and masked classes: exactly 0 in every sum, also in the gradient
     d = torch.where(gone, 0, scaled(rest - torch.where(lone, 0, u).unsqueeze(-1), by_class(inverse)))
     e = torch.where(gone, 0, torch.exp(d))
-    R, T, Q = row_sum(e), -row_sum(e * d), row_sum(e * e)
+    R, T, Q = row_sum(e), -row_sum(e * torch.where(e == 0, 0, d)), row_sum(e * e)  # d may be infinite there
     g, z = torch.where(lone, 0, scaled(m - u, inverse)), exp_difference(m, u, inverse)
     r = z * R + (m - m)  # m - m is 0, and NaN for a top of +-inf
     return State(m, k, u, g, z, R, T, Q, r, 1 / (1 + r))
