@@ -93,6 +93,8 @@ OPCHECKS = ("test_schema", "test_autograd_registration", "test_faketensor", "tes
 @pytest.mark.parametrize("kind", ["plain", "all", "no target", "no rows", "bfloat16"])
 def test_opcheck(kind, fast_place):
     """Schemas, fakes and dynamic shapes of the ops of linear heads, over two chunks."""
+    if fast_place.backend == "reference" and kind != "all":
+        pytest.skip("what is traced is the same as for another backend")
     h = head(0 if kind == "no rows" else 5, 4, 12, place=fast_place)
     h = h.to(torch.bfloat16) if kind == "bfloat16" else h
     target = None if kind == "no target" else h.target

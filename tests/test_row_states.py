@@ -263,6 +263,26 @@ def test_a_label_elsewhere_gives_its_row_the_softmax(fast_place):
     torch.testing.assert_close(ops.option_grads(*at, 4, 9)[[0, 3]], x.softmax(1)[[0, 3], 4:], rtol=2e-6, atol=0)
 
 
+def test_logits_that_are_computed_anew_may_be_rounded_otherwise(fast_place):
+    """A product of another shape: the top and the second are still told apart, also of a confident row."""
+    for gap in (0.0, 0.3, 5.0, 30.0):
+        x = torch.randn(6, 40, generator=torch.Generator().manual_seed(8))
+        top = torch.arange(6) * 6
+        x.scatter_(1, top[:, None], x.amax(1, keepdim=True) + gap)
+        y = torch.where(torch.arange(6) % 2 == 0, top, top + 1)
+        up = torch.linspace(1, 2, 6)
+        expected = oracle.grads(x, y, up, up)
+        moved = x.to(fast_place.device), y.to(fast_place.device)
+        slices = Slices(*moved, Options(), [17], fast_place)
+        stats = slices.finished(*slices.states())[-1]
+        for infinity in (INF, -INF):
+            near = torch.nextafter(moved[0], torch.full_like(moved[0], infinity))
+            other = Slices(near, moved[1], Options(), [17], fast_place)
+            found = other.grads(stats, *[up.to(fast_place.device)] * 2).cpu().double()
+            error = (found - expected).norm(dim=1) / (expected.norm(dim=1) + oracle.subtracted_norm(x))
+            assert error.max() <= 2e-5, f"gap {gap}: {error.max():.1e}"
+
+
 SHAPES = {
     "classes first": ((40, 6), 0),
     "in the middle": ((2, 40, 3), 1),

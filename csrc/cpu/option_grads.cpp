@@ -53,7 +53,7 @@ struct Entry : GradTerms<T> {
         const V<T> p = v > t.middle ? t.c : e[0] * t.w;
         const V<T> entry = v > t.exact ? t.top : fused(t.beta, p, -b);
         if (!kEntropyGrad) return t.gL * entry * scale;
-        const V<T> a = t.g - d - t.mu;  // exactly -mu for the top
+        const V<T> a = v > t.middle ? -t.mu : t.g - d - t.mu;  // exactly -mu for the top, however it is rounded here
         return fused(t.gL, entry, t.gH * p * a) * scale;
     }
 };
