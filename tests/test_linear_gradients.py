@@ -15,7 +15,7 @@ from torchassay.scores import ROW_SIGNALS
 SIGNALS = (*ROW_SIGNALS, "weight_grad_norm")
 
 
-@pytest.mark.parametrize("wanted", [(0,), (1,), (2,), (0, 1), (1, 2), (0, 2)], ids=str)
+@pytest.mark.parametrize("wanted", [(0,), (1,), (2,), (0, 1)], ids=str)
 def test_frozen_operands(wanted, fast_place):
     """What wants no gradient gets none, and costs no product; the others are as ever."""
     h = head(9, 5, 2100, place=fast_place)
@@ -73,8 +73,8 @@ def small(place, ignored=True) -> Head:
 
 
 def both(function, h: Head):
-    assert gradcheck(function, h.operands)
-    assert gradgradcheck(function, h.operands)
+    assert gradcheck(function, h.operands, fast_mode=True)
+    assert gradgradcheck(function, h.operands, fast_mode=True)
 
 
 @pytest.mark.parametrize("name", ["plain", *OPTIONS])

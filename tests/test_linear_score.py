@@ -94,7 +94,7 @@ OPTIONS = [
 
 
 @pytest.mark.parametrize("names", OPTIONS, ids=", ".join)
-@pytest.mark.parametrize("shape", [(7, 5, 3), (33, 17, 3001)], ids=str)
+@pytest.mark.parametrize("shape", [(7, 5, 3), (23, 17, 1100)], ids=str)
 def test_options(shape, names, fast_place):
     """In float64 to the last digits, in float32 as near as the reference on materialised logits."""
     for dtype in (torch.float64, torch.float32):
@@ -244,7 +244,9 @@ def noisy(h, std, row_id, temperature=1.0, softcap=None) -> dict:
 def test_noise_on_the_features(dtype, kind, fast_place):
     if dtype not in fast_place.dtypes:
         pytest.skip(f"{fast_place}: no {dtype}")
-    h = head(7, 33, 2500, dtype, bias=kind != "no bias", place=fast_place)
+    if dtype == torch.bfloat16 and kind != "by row":
+        pytest.skip("the rounding of a copy is tried once")
+    h = head(7, 33, 1100, dtype, bias=kind != "no bias", place=fast_place)
     ids = torch.tensor([9, 2**40, -3, 7, 7, 0, 11], device=fast_place.device)
     by_row = torch.linspace(0.2, 1.5, 7, device=fast_place.device)
     given = {"plain": {}, "no bias": {}, "softcap": {"softcap": 4.0}, "by row": {"temperature": by_row.flip(0)}}[kind]
