@@ -36,9 +36,7 @@ def error(found: dict, exact: dict) -> float:
     return max(((found[name].double() - true).abs() / true.abs()).max().item() for name, true in exact.items())
 
 
-def note(
-    record, topic: str, given: tuple, ours: str, name: str, dtype: torch.dtype, ms: dict, worst: float | str
-) -> None:
+def note(record, topic: str, ours: str, name: str, dtype: torch.dtype, ms: dict, worst: float | str) -> None:
     ratio, bar = ms[ours] / ms[name], BARS.get(name)
     row = {"what": name, "dtype": str(dtype).removeprefix("torch."), "ms": ms[name], f"{ours} / this": ratio}
     row |= {"bar": "" if bar is None else f"<= {bar:.2f}", "met": ""}

@@ -4,7 +4,7 @@
 
 #include "row_sums.h"
 // after the operations it is made of
-#include "../row_states.h"
+#include "../slice_stats.h"
 
 namespace torchassay {
 namespace {

@@ -1,8 +1,8 @@
 // States of slices merged, and rows finished from them, a row a thread: rows are neighbours in memory.
 #pragma once
 #include "option_sweeps.cuh"
-
-#include "../row_states.h"
+// after the operations it is made of
+#include "../slice_stats.h"
 
 namespace torchassay {
 

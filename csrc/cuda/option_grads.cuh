@@ -27,7 +27,8 @@ struct OptionTerms {
     float top, top_b;  // the top's beta p_k - b_k is top - top_b b_k
     Inverse<float> inverse;
     Scale scale;
-    int64_t row, y;      // y, a column of the slice; -1: no label here
+    int64_t row;
+    int y;               // the label's column; -1: it has none here
     float label_weight;  // what a label adds to b
     uint32_t keep;       // 0 for a row that is ignored and has no gradient of the entropy: it is 0 even if poisoned
 
@@ -75,7 +76,7 @@ TORCHASSAY_DEVICE OptionTerms terms_of(const OptionGradTask<kCapped>& task, int6
     } else if (y < 0 || y >= task.targets.total) {
         t.c = t.w = t.top = TORCHASSAY_INFINITY - TORCHASSAY_INFINITY;
     } else if (y >= task.targets.first && y - task.targets.first < task.rows.classes) {
-        t.y = y - task.targets.first;
+        t.y = int(y - task.targets.first);
         t.label_weight = label_weight(task.options, t.y);
     }
     return t;
@@ -86,7 +87,7 @@ template <class In, bool kCapped>
 TORCHASSAY_DEVICE void fill(float (&g)[kVector<In>], const OptionGradTask<kCapped>& task, const OptionTerms& t,
                             const Words& x, int column, int begin, int end) {
     const Words kept{{x.word[0] & t.keep, x.word[1] & t.keep, x.word[2] & t.keep, x.word[3] & t.keep}};
-    const int64_t at = t.y < 0 ? -1 : t.y - column;
+    const int at = t.y < 0 ? -1 : t.y - column;
 #pragma unroll
     for (int i = 0; i < kVector<In>; ++i) {
         if (i < begin || i >= end) continue;

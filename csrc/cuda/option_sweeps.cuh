@@ -152,10 +152,10 @@ TORCHASSAY_DEVICE float capped_norm(const OptionsOnDevice& options, const Finish
     return hypotenuse(hypotenuse(top, is_top ? 0.0f : own), loss.beta * (f.z * f.c) * square_root(Q));
 }
 
-// From a row to its signals; lane 0 writes them, if it `writes`.
+// From a row to its signals. Lane 0 writes them, if the row is its group's `own`: not beyond the last one.
 template <bool kCapped, class In, Unit kUnit, int kLanes>
 TORCHASSAY_DEVICE void sweep_row(const OptionTask& task, const Walk<In, kUnit, kLanes>& walk, int64_t row, int lane,
-                                 int steps, bool writes) {
+                                 int steps, int64_t own) {
     const OptionsOnDevice& options = task.options;
     const float infinity = TORCHASSAY_INFINITY;
     Target target = look_up(task, walk.row, row);
@@ -192,7 +192,8 @@ TORCHASSAY_DEVICE void sweep_row(const OptionTask& task, const Walk<In, kUnit, k
             norm = sweep.norm(f, loss, t, weight);
     }
     const int prediction = task.out[kPrediction] ? prediction_of(walk, lane, tops.k, sums.s.R) : tops.k;
-    if (writes) write_option_row(task, row, f, state, target, l, loss, inverse.high * norm, prediction);
+    if (lane == 0 && own == row)
+        write_option_row(task, row, f, state, target, l, loss, inverse.high * norm, prediction);
 }
 
 template <class In, Unit kUnit, int kLanes, bool kCapped, class Task>
@@ -202,7 +203,7 @@ __global__ void __launch_bounds__(kThreads, 3) swept_rows(Task task) {
     const int64_t last = task.rows.count - 1, row = own < last ? own : last;  // beyond the last row: that one again
     const Walk<In, kUnit, kLanes> walk{row_start<In>(task.rows, row), classes};
     const int steps = (classes + kLanes * kVector<In> - 1) / (kLanes * kVector<In>);
-    sweep_row<kCapped>(task, walk, row, lane, steps, lane == 0 && own <= last);
+    sweep_row<kCapped>(task, walk, row, lane, steps, own);
 }
 
 template <class In, Unit kUnit, bool kCapped, class Task, class Launch>

@@ -2,8 +2,8 @@
 // Under a softcap, and for what label smoothing spreads, by those of option_sweeps.cuh.
 #pragma once
 #include "option_sweeps.cuh"
-
-#include "../row_states.h"
+// after the operations it is made of
+#include "../slice_stats.h"
 
 namespace torchassay {
 
@@ -48,7 +48,7 @@ TORCHASSAY_DEVICE void write_row(const StateTask& task, int64_t row, const RowSt
 
 template <bool kCapped, class In, Unit kUnit, int kLanes>
 TORCHASSAY_DEVICE void sweep_row(const StateTask& task, const Walk<In, kUnit, kLanes>& walk, int64_t row, int lane,
-                                 int steps, bool writes) {
+                                 int steps, int64_t own) {
     const OptionsOnDevice& options = task.options;
     const Target target = look_up(task, walk.row, row);
     const RowTops tops = tops_of(walk, lane, steps);
@@ -58,7 +58,7 @@ TORCHASSAY_DEVICE void sweep_row(const StateTask& task, const Walk<In, kUnit, kL
         options, walk, row, lane, steps, tops.k, -1, larger(u, kLowest), scale_of(options, row)};
     const TargetSums sums = sweep.sums(task.smoothed);
     const int column = prediction_of(walk, lane, tops.k, sums.s.R);
-    if (!writes) return;
+    if (lane != 0 || own != row) return;
     const float T = sums.s.T * inverse_of(options, row).high;
     const float top = task.smoothed ? spread_entry(options, row, tops.k, walk.classes) : 0.0f;
     write_state(task, row, {tops.m, tops.u, sums.s.R, T, sums.s.Q}, {sums.rest, sums.gap, top}, target, column);

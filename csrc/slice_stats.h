@@ -2,7 +2,7 @@
 //
 // The tops stand in a state as they are in the input, so that it tells which is the larger one under a softcap too;
 // the sums are relative to the capped u, as in row_stats.h. F is a number. `cap` makes {v, slope} of a logit: its
-// capped value, and how steep the cap is there.
+// capped value, and how steep the cap is there. Include this after the operations of row_stats.h.
 #pragma once
 #include "row_stats.h"
 
