@@ -36,7 +36,8 @@ struct Targets {
     const void* data;  // [N] dense, or null
     bool wide;         // int64, else int32
     int64_t ignore_index;
-    // The rows' classes are those from `first` on of `total`; 0: there are no others. Only for the functions that say so.
+    // The rows' classes are those from `first` on of `total`; 0: there are no others. Only for the functions that say
+    // so.
     int64_t first = 0, total = 0;
 };
 
@@ -79,12 +80,12 @@ void option_grads(const Rows& rows, const Targets& targets, const Options& optio
 // The states of rows of which a slice of the classes is at hand: torchassay/reference/states.py. float32, float64 for
 // float64 rows.
 struct States {
-    void* numbers;   // [parts, 6, N]: m, u, R, T, Q, x_y; with label smoothing [parts, 9, N]: and rest, gap, top
-    int64_t* k;      // [parts, N]
-    int64_t parts;   // slices, in the order of their classes
-    int64_t count;   // N
-    bool wide;       // float64
-    bool smoothed;   // nine numbers
+    void* numbers;  // [parts, 6, N]: m, u, R, T, Q, x_y; with label smoothing [parts, 9, N]: and rest, gap, top
+    int64_t* k;     // [parts, N]
+    int64_t parts;  // slices, in the order of their classes
+    int64_t count;  // N
+    bool wide;      // float64
+    bool smoothed;  // nine numbers
 };
 
 // The state of a slice (Targets::first) into `out`, of one part.

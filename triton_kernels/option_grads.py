@@ -16,7 +16,21 @@ from torchassay.triton_kernels.row_grads import BLOCK, rounded
 from torchassay.triton_kernels.row_scores import LAUNCH, row_layout
 
 
-@triton.jit(do_not_specialize=["ignore_index", "C", "N", "B", "stride_a", "stride_b", "blocks", "stride_l", "stride_h", "first", "total"])
+@triton.jit(
+    do_not_specialize=[
+        "ignore_index",
+        "C",
+        "N",
+        "B",
+        "stride_a",
+        "stride_b",
+        "blocks",
+        "stride_l",
+        "stride_h",
+        "first",
+        "total",
+    ]
+)
 def _option_grads(
     rows_ptr,
     target_ptr,
@@ -115,8 +129,8 @@ def option_grads(
 ) -> None:
     """Write d (sum grad_loss loss + grad_entropy entropy) / d rows into ``out``.
 
-    The loss of an ignored row has no gradient; a target outside [0, total) makes the row NaN if there is a grad_loss, as
-    NaN among the logits does anyway.
+    The loss of an ignored row has no gradient; a target outside [0, total) makes the row NaN if there is a grad_loss,
+    as NaN among the logits does anyway.
     """
     N, C = out.shape
     unit, folded, B, stride_a, stride_b = row_layout(rows)

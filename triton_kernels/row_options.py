@@ -24,8 +24,8 @@ def capped(x, softcap):
 
 @triton.jit
 def label_of(target_ptr, row, inside, ignore_index, first, total):
-    """The rows' labels as columns from the class ``first`` on, -1 for none; which have one of the ``total`` classes; what
-    the others get: 0 where ignored, NaN if out of range."""
+    """The rows' labels as columns from the class ``first`` on, -1 for none; which have one of the ``total`` classes;
+    what the others get: 0 where ignored, NaN if out of range."""
     y = tl.load(target_ptr + row, mask=inside, other=0).to(tl.int64)
     ignored = y == ignore_index
     labelled = (y >= 0) & (y < total) & (y != ignore_index)

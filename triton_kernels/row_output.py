@@ -167,10 +167,8 @@ def _write_labelled(
 
 
 @triton.jit
-def write_state(
-    row, inside, start, m, u, k, sums, target_ptr, ignore_index, C, N, k_ptr, numbers_ptr, first, smoothed
-):
-    """Write the record of a slice, which `row_states.py` tells; sums and smoothed: (R, T, Q) and () or (rest, gap, top)."""
+def write_state(row, inside, start, m, u, k, sums, target_ptr, ignore_index, C, N, k_ptr, numbers_ptr, first, smoothed):
+    """Write the record of a slice, see `row_states.py`; sums and smoothed: (R, T, Q) and () or (rest, gap, top)."""
     x_y, found = 0.0, k.to(tl.int64) + first
     if target_ptr is not None:
         y = tl.load(target_ptr + row, mask=inside, other=ignore_index).to(tl.int64)
@@ -179,7 +177,7 @@ def write_state(
         found = tl.where(here, ~found, found)
     tl.store(k_ptr + row, found, mask=inside)
     u = tl.where(sums[0] < 0.5, -row_stats.INFINITY, u)  # there is none
-    write_stats(numbers_ptr, row, inside, N, (m, u) + sums + (x_y,) + smoothed)
+    write_stats(numbers_ptr, row, inside, N, (m, u) + sums + (x_y,) + smoothed)  # noqa: RUF005 - not in Triton
 
 
 @triton.jit

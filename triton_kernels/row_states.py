@@ -244,7 +244,7 @@ def row_states(
     option_states[(triton.cdiv(N, tile),)](
         *(rows, labels, ignore_index, C // unit, N, B, stride_a, stride_b, numbers, k, *options),
         *(weight if label_smoothing else None, softcap or None, label_smoothing / total or None, first),
-        *(unit, folded, tile, columns, C <= columns),
+        *(unit, folded, tile, columns, columns >= C),
         num_warps=warps,
         **LAUNCH,
     )

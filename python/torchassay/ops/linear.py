@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from torchassay import reference
-from torchassay.backends import choose
 from torchassay.ops.memory import computed_in
 from torchassay.ops.options import OPTIONS, write_option_grads
 from torchassay.ops.states import empty_states, merge_states, row_states
@@ -73,15 +72,6 @@ def _linear_states(
     backend: str,
 ) -> tuple[Tensor, Tensor]:
     options = label_smoothing, temperature_rows, temperature, softcap, z_loss
-    taken = choose(function, input.device.type, input.dtype, total, backend)
-    if taken == "triton":
-        from torchassay.triton_kernels.linear_scores import linear_states
-
-        by_row = temperature if temperature_rows is None else temperature_rows
-        head = input, linear_weight, linear_bias
-        of_options = weight, label_smoothing, by_row, softcap
-        numbers, k = linear_states(*head, target, ignore_index, first, total, *of_options)
-        return merge_states(numbers, k, None, *options, total, function, backend)
     parts = []
     for at, logits in _Chunks(input, linear_weight, linear_bias, columns):
         of_chunk = None if weight is None else weight[at]
