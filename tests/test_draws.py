@@ -7,7 +7,7 @@ import torch
 from places import Place
 from torchassay import ops
 from torchassay.backends import native
-from torchassay.scores import BIT, NOISY_SIGNALS, ROW_SIGNALS, SIGNALS, STATS
+from torchassay.scores import BIT, LINEAR_SIGNALS, NOISY_SIGNALS, ROW_SIGNALS, SIGNALS, STATS
 
 CLASSES = [1, 2, 3, 10, 33, 100, 257, 1000, 9000]
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
@@ -253,5 +253,6 @@ def test_op():
 def test_the_names():
     """In the order of the bits; the statistics after them."""
     assert SIGNALS == ROW_SIGNALS + NOISY_SIGNALS and len(ROW_SIGNALS) == 9
-    assert [BIT[name] for name in SIGNALS] == [1 << i for i in range(12)] and STATS == 1 << 12
+    assert [BIT[name] for name in LINEAR_SIGNALS] == [1 << i for i in range(13)] and STATS == 1 << 13
+    assert LINEAR_SIGNALS[:-1] == SIGNALS
     assert np.all([name not in ROW_SIGNALS for name in NOISY_SIGNALS])

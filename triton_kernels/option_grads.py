@@ -3,7 +3,7 @@
 One program computes [ROWS, COLUMNS] entries. As in row_grads.py, with d = (v - u) / temperature, g = (m - u) /
 temperature and a = g - d,
 
-    p = c at the top (d > 0; under a softcap nearer to g than to 0), else e^d z c
+    p = c at the top (d nearer to g than to 0), else e^d z c
     dx = slope / temperature (gL (beta p - b) + gH p (a - mu)),  with rest - beta (1 - c) at a top with c > 1/2
 """
 
@@ -85,10 +85,8 @@ def _option_grads(
     scale = row_output.scale(row[:, None], known[:, None], temperature_ptr, temperature, lost)
     inverse, least = scale[0], scale[2]
     difference = v - u[:, None]
-    above = 0.0
-    if softcap is not None:  # capped, a class may be above the second by a rounding
-        above = tl.maximum(0.5 * (row_stats.reference(m) - u), 0.0)[:, None]
-    top = difference > above
+    # halfway: where logits are computed anew, another class may be above the second by a rounding
+    top = difference > tl.maximum(0.5 * (row_stats.reference(m) - u), 0.0)[:, None]
     d, e = row_stats.exp(tl.where(top, 0.0, difference), rows_ptr.dtype.element_ty == tl.float32, scale)
     p = tl.where(top, c[:, None], e * (z * c)[:, None])
 
