@@ -7,7 +7,7 @@ from torch import Tensor
 
 from torchassay import checks, reference
 from torchassay.backends import choose, native
-from torchassay.ops.memory import address, as_rows, computed_in, current, flat_target, place
+from torchassay.ops.memory import address, as_rows, computed_in, current, flat_target, flat_values, place
 from torchassay.ops.options import OPTIONS, Inputs
 from torchassay.ops.rows import asked_slots, by_slot, empty_outputs
 from torchassay.options import Options
@@ -107,7 +107,7 @@ def _merge_states(
     out, k_out = empty_states(k.shape[1], label_smoothing, numbers.dtype, numbers.device)
     if k.shape[1] == 0:
         return out, k_out
-    temperatures = _flat(temperature_rows, numbers.dtype)
+    temperatures = flat_values(temperature_rows, numbers.dtype)
     if backend == "triton":
         from torchassay.triton_kernels.row_states import merge_states
 
@@ -152,8 +152,8 @@ def _finish_states(
     outputs = _empty_outputs(numbers, asked)
     if k.shape[1] == 0 or not outputs:
         return outputs
-    target, weight = flat_target(target), _flat(weight, numbers.dtype)
-    temperatures = _flat(temperature_rows, numbers.dtype)
+    target, weight = flat_target(target), flat_values(weight, numbers.dtype)
+    temperatures = flat_values(temperature_rows, numbers.dtype)
     if backend == "triton":
         from torchassay.triton_kernels.row_states import finish_states
 
@@ -178,10 +178,6 @@ def _finish_states(
     if bad_row >= 0:
         checks.out_of_range(function, target, bad_row, total, ignore_index)
     return outputs
-
-
-def _flat(values: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    return None if values is None else values.detach().reshape(-1).to(dtype).contiguous()
 
 
 def _addresses(numbers: Tensor, k: Tensor) -> tuple:
