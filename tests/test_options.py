@@ -341,3 +341,18 @@ def test_the_margin_of_a_target_of_weight_0(place):
     exact = oracle.signals(x, y)["target_margin"]
     torch.testing.assert_close(found.target_margin.cpu().double(), exact, rtol=2e-6, atol=0)
     assert found.loss.tolist() == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("classes", [6, 40, 3000])
+def test_gradients_beside_masks_that_a_temperature_makes_infinite(classes, fast_place):
+    """Classes at the lowest number, which over a temperature below 1 overflows, are as if they were at -inf."""
+    lowest = torch.finfo(torch.float32).min
+    x = torch.full((3, classes), lowest)
+    x[0, 2], x[1, 2], x[1, 4], x[2, 0], x[2, 5] = 1.0, 3.0, 2.5, 0.0, -3e38
+    y = torch.tensor([2, 2, 0], device=fast_place.device)
+    found = []
+    for masked in (x, x.masked_fill(x < -1e38, -torch.inf)):
+        leaf = masked.to(fast_place.device).requires_grad_()
+        log_prob, entropy = ta.log_prob_entropy(leaf, y, temperature=0.5, backend=fast_place.backend)
+        found.append(torch.autograd.grad([log_prob.sum(), entropy.sum()], leaf)[0])
+    assert torch.equal(*found) and not found[0].isnan().any()

@@ -28,8 +28,8 @@ TORCHASSAY_INLINE GradTerms<T> terms_of(const V<T> (&stats)[7], V<T> inverse, V<
     // halfway, because v may be computed with another rounding here
     const V<T> middle = lone ? u : u + (m - u) * T(0.5);
     const V<T> exact = c > T(0.5) ? middle : splat<V<T>>(INFINITY);
-    return {at,   (m - at) * inverse,    middle, exact, c, lone ? c : z * c, inverse,
-            beta, rest - beta * (r * c), gL,     gH,    mu};
+    const V<T> gap = (m - at) * inverse, g = gap > 1000 ? splat<V<T>>(1000) : gap;  // z is 0 long before: no inf * 0
+    return {at, g, middle, exact, c, lone ? c : z * c, inverse, beta, rest - beta * (r * c), gL, gH, mu};
 }
 
 template <class T, bool kCapped, bool kEntropyGrad>

@@ -184,10 +184,8 @@ def option_grads(
         entry = entry.masked_fill(t.outside.unsqueeze(-1), torch.nan)
         dx = torch.where(t.ignored.unsqueeze(-1), 0, entry)  # also where an ignored row is poisoned
     if grad_entropy is not None:
-        a = torch.where(gone, 0, scaled(m.unsqueeze(-1) - v, by_class(inverse)))
+        a = torch.where(gone | (p == 0), 0, scaled(m.unsqueeze(-1) - v, by_class(inverse)))  # it may have overflowed
         a = a.scatter(-1, k, torch.where(is_top, 0, a.gather(-1, k).squeeze(-1)).unsqueeze(-1))
         dx = dx + grad_entropy.to(x.dtype).unsqueeze(-1) * p * (a - mu.unsqueeze(-1))
-    dx = torch.where(
-        dx == 0, 0, scaled(dx * slope, by_class(inverse))
-    )  # an ignored row is 0, also where it is poisoned
+    dx = torch.where(dx == 0, 0, scaled(dx * slope, by_class(inverse)))  # ignored rows are 0, also poisoned ones
     return dx.to(input.dtype).movedim(-1, dim)
