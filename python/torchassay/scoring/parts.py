@@ -106,7 +106,7 @@ class Folder:
 
     def _refuse(self) -> None:
         parts = self.about()["parts"]
-        done = sum(self.part(number).exists() for number in range(parts))
+        done = parts - len(self.missing(range(parts)))
         state = "it is whole" if done == parts else f"{done} of {parts} parts: go on with resume"
         got = f"'{self.path}' with this run in it ({state})"
         raise checks.InputValueError(f"{self.function}: out must be a new folder, got {got}")
@@ -116,6 +116,19 @@ class Folder:
 
     def part(self, number: int) -> Path:
         return self.path / f"part-{number:05d}.parquet"
+
+    def missing(self, parts: Sequence[int]) -> list[int]:
+        """Those that are not there."""
+        return [number for number in parts if not self.part(number).exists()]
+
+    def count(self, number: int) -> tuple[int, int, int]:
+        """A part's rows, tokens and skipped rows."""
+        from pyarrow import parquet
+
+        with parquet.ParquetFile(self.part(number)) as part:
+            names, skipped = part.schema_arrow.names, part.schema_arrow.metadata[b"torchassay.skipped"]
+            tokens = part.read(columns=["tokens"])["tokens"].to_numpy().sum() if "tokens" in names else 0
+            return part.metadata.num_rows, int(tokens), len(skipped.split(b",")) if skipped else 0
 
     def write(self, number: int, table: pyarrow.Table, facts: dict) -> None:
         """A part, with what it is in the schema's metadata."""

@@ -149,20 +149,17 @@ def score_dataset(
         TypeError, ImportError: as `DatasetScorer`.
         OSError: ``out`` cannot be written to.
     """
-    need_pyarrow(_SELF)
-    check(batch_size, batches_per_part, on_error)
     checks.integer(_SELF, "workers", workers, 0)
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0  # torchrun started us anew after a failure
-    source = opened(_SELF, data)
-    plan = Plan(len(source), batch_size, batches_per_part)
-    scorer = DatasetScorer(model, signals, tokens=tokens, probs=probs, device=device, dtype=dtype)
-    job = Job(scorer, source, plan, Folder(_SELF, out), on_error)
+    of_scorer = {"signals": signals, "tokens": tokens, "probs": probs, "device": device, "dtype": dtype}
+    job = prepared(model, data, out, batch_size, batches_per_part, on_error, of_scorer)
+    plan = job.plan
     _open_together(job, resume or again, rank, world)
-    pending = [part for part in range(rank, plan.parts, world) if not job.folder.part(part).exists()]
+    pending = job.folder.missing(range(rank, plan.parts, world))
     numbers = [batch for part in pending for batch in plan.batches_of(part)]
     loader = DataLoader(
-        _Batches(source, plan), batch_size=None, sampler=numbers, num_workers=workers, collate_fn=_as_it_is
+        _Batches(job.source, plan), batch_size=None, sampler=numbers, num_workers=workers, collate_fn=_as_it_is
     )
     batches, start, total = iter(loader), time.perf_counter(), Counters()
     bar = tqdm(total=plan.rows_in(pending), desc="scoring", unit=" rows", disable=not progress or rank > 0)
@@ -172,11 +169,16 @@ def score_dataset(
     return total._replace(seconds=time.perf_counter() - start)
 
 
-def check(batch_size: int, batches_per_part: int, on_error: str) -> None:
+def prepared(model, data, out, batch_size: int, batches_per_part: int, on_error: str, of_scorer: dict) -> Job:
+    """A process's `Job`, of the arguments of `score_dataset`, checked."""
+    need_pyarrow(_SELF)
     checks.integer(_SELF, "batch_size", batch_size, 1)
     checks.integer(_SELF, "batches_per_part", batches_per_part, 1)
     if on_error not in ("stop", "skip"):
         raise checks.InputValueError(f"{_SELF}: on_error must be 'stop' or 'skip', got {on_error!r}")
+    source = opened(_SELF, data)
+    plan = Plan(len(source), batch_size, batches_per_part)
+    return Job(DatasetScorer(model, **of_scorer), source, plan, Folder(_SELF, out), on_error)
 
 
 def _open_together(job: Job, resume: bool, rank: int, world: int) -> None:
