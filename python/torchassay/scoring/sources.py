@@ -43,7 +43,8 @@ def opened(function: str, data) -> Source:
         return _some(function, data, Items(function, data))
     if is_target(str(data)):
         found = imported(function, "data", str(data))
-        found = found() if callable(found) and not hasattr(found, "__getitem__") else found
+        makes_one = isinstance(found, type) or (callable(found) and not hasattr(found, "__getitem__"))
+        found = found() if makes_one else found
         return _some(function, data, Items(function, found))
     path = Path(data)
     if path.is_dir():
