@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -72,3 +75,13 @@ class Slow(Dataset):
     def __getitem__(self, index: int):
         time.sleep(0.01)
         return self.rows[index]
+
+
+class Deadly(Slow):
+    """The same, but if there is a file ``die`` in the working directory, it goes, and the process that reads row 80."""
+
+    def __getitem__(self, index: int):
+        if index == 80 and Path("die").exists():
+            Path("die").unlink()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().__getitem__(index)

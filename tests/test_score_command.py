@@ -214,6 +214,7 @@ def test_a_part_without_a_good_row_stops(tmp_path):
 # ---- kills
 
 FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["torchassay.scoring", "pyarrow.parquet", "pytest"])  # imported once
 
 
 def scores(arguments: list[str], moment: int) -> None:
