@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 pytest.importorskip("pyarrow")
-transformers = pytest.importorskip("transformers")
+pytest.importorskip("transformers")
 
+import transformers
 from pyarrow import parquet
 from torchassay.scoring import DatasetScorer, score_dataset
 
@@ -67,7 +68,9 @@ def oracle(model: nn.Module, ids: list[int]) -> dict[str, np.ndarray]:
     log_p = logits.log_softmax(-1)
     p, target = log_p.exp(), torch.tensor(ids[1:], dtype=torch.int64)
     loss = -log_p.gather(1, target[:, None])[:, 0]
-    norm = (p - nn.functional.one_hot(target, V)).norm(dim=1)
+    cap = getattr(model.config, "final_logit_softcapping", None)
+    slope = 1 - (logits / cap) ** 2 if cap else 1  # the gradient is that by what the head gives, before its cap
+    norm = ((p - nn.functional.one_hot(target, V)) * slope).norm(dim=1)
     found = {"loss": loss, "entropy": -(p * log_p).sum(1), "grad_norm": norm}
     return {name: value.numpy() for name, value in found.items()}
 
