@@ -65,7 +65,7 @@ def test_rows_counters_and_metadata(tmp_path):
     last = result.stdout.splitlines()
     assert re.fullmatch(r"150 rows, 0 skipped, \d+\.\d s \(\d+ rows/s\)", last[0])
     assert last[1] == f"written: {out} (7 parts)"
-    assert sorted(path.name for path in out.iterdir()) == [*PARTS, "run.json"]
+    assert sorted(path.name for path in out.iterdir()) == ["_run.json", *PARTS]
     tables = [parquet.ParquetFile(out / name).read() for name in PARTS]
     assert [len(table) for table in tables] == [21] * 6 + [24]
     assert np.concatenate([table["index"] for table in tables]).tolist() == list(range(150))
@@ -75,7 +75,7 @@ def test_rows_counters_and_metadata(tmp_path):
         found = np.concatenate([table[name] for table in tables])
         np.testing.assert_allclose(found, getattr(expected, name).numpy(), rtol=2e-6, atol=1e-7)
     metadata = {key.decode(): value.decode() for key, value in tables[3].schema.metadata.items()}
-    run_json = json.loads((out / "run.json").read_text())
+    run_json = json.loads((out / "_run.json").read_text())
     assert metadata["torchassay.model"] == MODEL
     assert metadata["torchassay.signals"] == "loss,entropy"
     assert metadata["torchassay.dtype"] == "float32"
@@ -146,17 +146,17 @@ def test_a_folder_with_a_run_is_refused_and_resumed(tmp_path, whole):
 def test_another_run_is_refused(tmp_path, whole, model, data, more, name):
     out = tmp_path / "out"
     out.mkdir()
-    for file in (PARTS[0], "run.json"):
+    for file in (PARTS[0], "_run.json"):
         (out / file).write_bytes(whole[file])
     result = run(model, data, "--out", out, *CUT, *more, "--resume")
     if name is None:
         assert result.exit_code == 0 and contents(out) == whole
         return
-    before = json.loads(whole["run.json"])[name]
+    before = json.loads(whole["_run.json"])[name]
     shown = ",".join(before) if isinstance(before, list) else before if isinstance(before, str) else json.dumps(before)
     start = f"torchassay score: {name} must be as it was in the run in '{out}', {shown}, got "
     assert result.exit_code == 1 and result.output.startswith(start) and result.output.count("\n") == 1
-    assert sorted(contents(out)) == [PARTS[0], "run.json"]
+    assert sorted(contents(out)) == ["_run.json", PARTS[0]]
 
 
 def test_weights_that_change_are_another_run(tmp_path):
@@ -169,7 +169,7 @@ def test_weights_that_change_are_another_run(tmp_path):
 def test_other_parquet_files_are_left_alone(tmp_path):
     (tmp_path / "mine.parquet").write_bytes(b"mine")
     result = run(MODEL, ROWS, "--out", tmp_path)
-    must = "out must be an empty folder or one with run.json"
+    must = "out must be an empty folder or one with _run.json"
     assert result.output == f"torchassay score: {must}, got '{tmp_path}' with other parts\n"
     assert contents(tmp_path) == {"mine.parquet": b"mine"}
 
@@ -185,7 +185,7 @@ def test_a_broken_row_stops_or_is_skipped(tmp_path, caplog):
     assert result.exit_code == 1
     last = result.output.splitlines()[-1]
     assert last == "torchassay score: row 17 must be one that can be read, got OSError: truncated"
-    assert sorted(contents(out)) == [PARTS[0], "run.json"]
+    assert sorted(contents(out)) == ["_run.json", PARTS[0]]
     result = run(*arguments, "--resume", "--on-error", "skip")
     assert result.exit_code == 0, result.output
     assert result.stdout.startswith("136 rows, 4 skipped, ")
@@ -338,7 +338,7 @@ def test_two_ranks_share_the_parts(tmp_path, whole):
 def test_a_restart_by_torchrun_goes_on(tmp_path, whole, monkeypatch):
     out = tmp_path / "out"
     out.mkdir()
-    for file in (PARTS[3], "run.json"):
+    for file in (PARTS[3], "_run.json"):
         (out / file).write_bytes(whole[file])
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
     assert run(MODEL, ROWS, "--out", out, *CUT).exit_code == 0

@@ -20,7 +20,7 @@ from torchassay.memory import SampleMemory
 from torchassay.scores import Scores
 
 KINDS = (".parquet", ".npz", ".csv")
-RUN = "run.json"  # in a folder of `torchassay score`
+RUN = "_run.json"  # in a folder of `torchassay score`; readers of Parquet pass over names that begin so
 
 
 class Columns:

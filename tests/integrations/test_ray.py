@@ -20,6 +20,7 @@ pytest.importorskip("ray.data")
 
 import ray
 import ray.data
+from documented import blocks, prepare
 from pyarrow import parquet
 from torchassay.integrations.ray import score_dataset
 from torchassay.scoring import BrokenRows, DatasetScorer
@@ -152,3 +153,15 @@ def test_what_goes_wrong_before_the_work(tmp_path, monkeypatch):
     with pytest.raises(ImportError) as error:
         score_dataset(MODEL, ROWS, tmp_path / "out")
     assert str(error.value) == 'score_dataset needs Ray: pip install "torchassay[ray]"'
+
+
+def test_the_code_on_ray_runs(tmp_path):
+    prepare(tmp_path)
+    code = [block for block in blocks("python") if "ray" in block]
+    assert len(code) == 2
+    for block in code:
+        exec(block, {})
+    ours = parquet.read_table(tmp_path / "ray-scores")
+    rays = parquet.read_table(tmp_path / "scores-in-ray").sort_by("index")
+    assert ours["index"].to_pylist() == rays["index"].to_pylist() == list(range(96))
+    np.testing.assert_allclose(ours["loss"].to_numpy(), rays["loss"].to_numpy(), rtol=1e-5)

@@ -69,7 +69,7 @@ class Plan(NamedTuple):
 
 
 class Folder:
-    """OUT: ``run.json`` and ``part-00000.parquet``, ``part-00001.parquet``, ..."""
+    """OUT: ``_run.json`` and ``part-00000.parquet``, ``part-00001.parquet``, ..."""
 
     def __init__(self, function: str, out: str | os.PathLike):
         self.function, self.path = function, Path(out)
