@@ -25,6 +25,7 @@ from pyarrow import parquet
 from torchassay.integrations.ray import score_dataset
 from torchassay.scoring import BrokenRows, DatasetScorer
 from torchassay.scoring import score_dataset as here
+from torchassay.scoring.targets import imported
 
 MODEL, ROWS = f"{scorable.__file__}:network", f"{scorable.__file__}:rows"
 CUT = {"batch_size": 7, "batches_per_part": 3}  # 7 parts
@@ -155,13 +156,14 @@ def test_what_goes_wrong_before_the_work(tmp_path, monkeypatch):
     assert str(error.value) == 'score_dataset needs Ray: pip install "torchassay[ray]"'
 
 
-def test_the_code_on_ray_runs(tmp_path):
+def test_the_code_on_ray_runs(tmp_path, monkeypatch):
     prepare(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
     code = [block for block in blocks("python") if "ray" in block]
     assert len(code) == 2
     for block in code:
-        exec(block, {})
-    ours = parquet.read_table(tmp_path / "ray-scores")
+        exec(block, {"shared": tmp_path, "model": imported("test", "model", "my.models:network")()})
+    ours = parquet.read_table(tmp_path / "scores")
     rays = parquet.read_table(tmp_path / "scores-in-ray").sort_by("index")
     assert ours["index"].to_pylist() == rays["index"].to_pylist() == list(range(96))
     np.testing.assert_allclose(ours["loss"].to_numpy(), rays["loss"].to_numpy(), rtol=1e-5)
