@@ -104,6 +104,13 @@ def test_the_logits_are_never_held():
     assert called
 
 
+def test_the_revision_is_the_commit_of_the_hub():
+    model = made(llama)
+    model.config._commit_hash = "0123abcd"
+    about = DatasetScorer(model).about()
+    assert about["revision"] == "0123abcd" and len(about["weights"]) == 64
+
+
 def test_the_weights_gradient_is_that_of_autograd():
     model, ids = made(llama), IDS[3]
     table = DatasetScorer(model, ("loss", "weight_grad_norm"), tokens=True)({"index": [0], "input_ids": [ids]})

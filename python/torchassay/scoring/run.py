@@ -127,8 +127,8 @@ def score_dataset(
             torch's or Hugging Face's, or the name of one or of a callable that makes it, "package.module:name" or
             "path.py:name". Its rows have the ids 0, 1, 2, ..., of a folder in the order of the files' paths.
         out: a folder, made if it is not there: ``_run.json`` says what the run is; ``part-00000.parquet`` and so on
-            hold the scores, in the order of the rows (`DatasetScorer` says which columns), and the same facts and the ids of
-            skipped rows as metadata of the schema.
+            hold the scores, in the order of the rows (`DatasetScorer` says which columns), and the same facts and the
+            ids of skipped rows as metadata of the schema.
         batch_size: rows of a forward.
         batches_per_part: batches of a part, which is what a kill loses at most; the last part also takes the rest.
         workers: processes that read ahead, as of a DataLoader.
