@@ -1,4 +1,4 @@
-"""The command line: `torchassay demo | bench | compare | labels | select | doctor`."""
+"""The command line: `torchassay demo | bench | compare | score | labels | select | doctor`."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import click
 from torchassay import labels_command
 from torchassay.compare.command import compare
 from torchassay.one_line import OneLine, Stop
+from torchassay.scoring.command import score
 
 _DEMO_NEEDS = {"matplotlib": "matplotlib", "sklearn": "scikit-learn"}  # module: package
 
@@ -140,6 +141,7 @@ def _need_folder(folder: Path) -> None:
 
 
 main.add_command(compare)
+main.add_command(score)
 
 if __name__ == "__main__":
     main(prog_name="torchassay")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import json
 import os
 import zipfile
 import zlib
@@ -19,6 +20,7 @@ from torchassay.memory import SampleMemory
 from torchassay.scores import Scores
 
 KINDS = (".parquet", ".npz", ".csv")
+RUN = "_run.json"  # in a folder of `torchassay score`; readers of Parquet pass over names that begin so
 
 
 class Columns:
@@ -114,11 +116,13 @@ def array(value) -> np.ndarray:
 def read(function: str, path: Path, only: Sequence[str] | None = None) -> Columns:
     """The columns of a file. Of a .npz, arrays without dimensions are left out, and all but ``only`` if it is given.
 
+    Of Parquet, lists are left out unless all have one length. A folder of `torchassay score` is read as one file.
+
     Raises:
         ValueError: there is no such file, or it is not what its name says.
         ImportError: Parquet without pyarrow.
     """
-    kind = path.suffix.lower()
+    kind = ".parquet" if path.is_dir() and (path / RUN).exists() else path.suffix.lower()
     if kind not in KINDS:
         raise checks.InputValueError(f"{function}: scores must be a file {', '.join(KINDS)}, got '{path}'")
     try:
@@ -145,14 +149,35 @@ def _npz(path: Path, only: Sequence[str] | None) -> dict[str, np.ndarray]:
 
 
 def _parquet(path: Path) -> dict[str, np.ndarray]:
-    import pyarrow.parquet
+    import pyarrow
+    from pyarrow import parquet
 
-    # A single file: pyarrow.parquet.read_table would take names of folders above it for columns.
-    table = pyarrow.parquet.ParquetFile(path).read()
-    return {name: _plain(table[name].to_numpy()) for name in table.column_names}
+    # File by file: pyarrow.parquet.read_table would take names of folders above it for columns.
+    tables = []
+    for file in _parts(path) if path.is_dir() else [path]:
+        with parquet.ParquetFile(file) as opened:
+            kinds = {field.name: field.type for field in opened.schema_arrow}
+            scalar = [name for name, kind in kinds.items() if not pyarrow.types.is_list(kind)]
+            tables.append(opened.read(columns=scalar))
+    table = pyarrow.concat_tables(tables)
+    return {name: _plain(table[name]) for name in table.column_names}
 
 
-def _plain(values: np.ndarray) -> np.ndarray:
+def _parts(folder: Path) -> list[Path]:
+    """The parts of a run, all of which must be there."""
+    expected = json.loads((folder / RUN).read_text(encoding="utf-8"))["parts"]
+    found = sorted(folder.glob("part-*.parquet"))
+    if len(found) < expected:
+        raise ValueError(f"{len(found)} of {expected} parts, of a run that is to go on")
+    return found
+
+
+def _plain(column) -> np.ndarray:
+    import pyarrow
+
+    if pyarrow.types.is_fixed_size_list(column.type):
+        return column.combine_chunks().flatten().to_numpy().reshape(-1, column.type.list_size)
+    values = column.to_numpy()
     return values.astype(str) if values.dtype == object else values
 
 

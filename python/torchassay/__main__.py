@@ -1,0 +1,5 @@
+"""``python -m torchassay``, as torchrun starts it."""
+
+from torchassay.cli import main
+
+main(prog_name="torchassay")
