@@ -27,6 +27,11 @@ N, BATCH, EPOCHS = 43, 5, 3
 SIGNALS = ("loss", "grad_norm")
 
 
+@pytest.fixture(autouse=True)
+def one_thread(threads):
+    threads(1)
+
+
 def dataset() -> ta.Indexed:
     random = torch.Generator().manual_seed(3)
     inputs, labels = torch.randn(N, 4, generator=random), torch.randint(3, (N,), generator=random)
