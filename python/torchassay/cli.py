@@ -95,9 +95,9 @@ def bench(dtype: str, threads: int | None) -> None:
 def doctor(context: click.Context, trainer: str | None) -> None:
     """Say what is built, what is available here, and why not the rest: paste it into a bug report.
 
-    TRAINER, as package.module:name or path.py:name, is a trainer of Lightning, Transformers or Accelerate, or a function
-    that makes one, or one and its training loader: then say what its samplers would stumble over. The exit status is 1
-    if a training would be wrong.
+    TRAINER, as package.module:name or path.py:name, is a trainer of Lightning, Transformers or Accelerate, or a
+    function that makes one, or one and its training loader: then say what its samplers would stumble over. The exit
+    status is 1 if a training would be wrong.
     """
     from torchassay import checks, doctor
 

@@ -10,7 +10,6 @@ import torch
 import torchassay as ta
 from torch.utils.data import DataLoader, TensorDataset
 from torchassay.samplers import (
-    BalanceAware,
     InfoBatch,
     MixedOrder,
     OnlineImportance,
@@ -25,6 +24,7 @@ from torchassay.integrations.lightning import SamplerCallback  # noqa: E402
 
 N, BATCH, EPOCHS = 43, 5, 3
 SIGNALS = ("loss", "grad_norm")
+QUIET = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_model_summary": False}
 
 
 @pytest.fixture(autouse=True)
@@ -73,13 +73,9 @@ def fit(folder: Path, method=Shuffle, pick: bool = False, workers=0, die=None, c
     model = Classifier(picker, die)
     save = ModelCheckpoint(folder, save_top_k=-1, filename="{epoch}-{step}", **saved)
     trainer = L.Trainer(
-        accelerator="cpu",
-        max_epochs=options.pop("max_epochs", EPOCHS),
+        max_epochs=EPOCHS,
         callbacks=[save, SamplerCallback(sampler, picker)],
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        **options,
+        **QUIET | options,
     )
     loader = DataLoader(data, batch_size=BATCH, sampler=sampler, num_workers=workers)
     validation = DataLoader(data, batch_size=BATCH) if "val_check_interval" in options else None

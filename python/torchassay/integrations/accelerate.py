@@ -72,7 +72,9 @@ def check(accelerator: Accelerator, loader=None) -> Iterator[traps.Finding]:
         if isinstance(sampler, CrossEpoch):
             fix = "accelerator.prepare(model, optimizer) without the loader"
             name = type(sampler).__name__
-            yield traps.Finding(f"a prepared loader shares out the {name}'s batches again and resets its epoch: {fix}", True)
+            yield traps.Finding(
+                f"a prepared loader shares out the {name}'s batches again and resets its epoch: {fix}", True
+            )
     drawn_from = getattr(loader, "sampler", None)
     for sampler in samplers if loader is not None else ():
         yield from traps.of_loader(loader, sampler)
@@ -84,6 +86,7 @@ def check(accelerator: Accelerator, loader=None) -> Iterator[traps.Finding]:
         if isinstance(part, InStep):
             yield from traps.of_picker(part, accelerator.num_processes)
     for sampler in samplers:
+        yield from traps.of_ranks(sampler, accelerator.num_processes)
         for model in accelerator._models:
             yield from traps.of_model(model, sampler)
         if accelerator._schedulers:

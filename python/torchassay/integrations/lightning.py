@@ -138,6 +138,7 @@ def check(trainer: L.Trainer, loader=None) -> Iterator[traps.Finding]:
         yield from traps.of_picker(picker, trainer.world_size)
     if sampler is None:
         return
+    yield from traps.of_ranks(sampler, trainer.world_size)
     if trainer._accelerator_connector.use_distributed_sampler and trainer.world_size > 1:
         got = f"each process takes a share of what the {type(sampler).__name__} has shared out already"
         yield traps.Finding(f"{got}: Trainer(use_distributed_sampler=False)", True)

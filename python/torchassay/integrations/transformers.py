@@ -215,7 +215,11 @@ class _Collate:
         if not isinstance(items[0], Mapping):
             expected = "dicts, as those of datasets.Dataset are"
             raise checks.InputTypeError(f"{_NAME}: items of train_dataset must be {expected}, got another type")
-        columns = {name: default_collate([item.pop(name) for item in items]) for name in ("index", "weight") if name in items[0]}
+        columns = {
+            name: default_collate([item.pop(name) for item in items])
+            for name in ("index", "weight")
+            if name in items[0]
+        }
         batch = self._collate(items)
         batch.update(columns)
         return batch
@@ -277,6 +281,7 @@ def _of_sampler(trainer: Trainer, sampler: CrossEpoch) -> Iterator[traps.Finding
     if args.ignore_data_skip:
         fix = "ignore_data_skip=False, at no cost with a sampler"
         yield traps.Finding(f"a resumed training would count the steps of its epoch anew: {fix}", True)
+    yield from traps.of_ranks(sampler, args.world_size)
     yield from traps.of_prefetching(sampler, args.dataloader_num_workers, args.dataloader_prefetch_factor)
     yield from traps.of_model(trainer.model, sampler)
     if args.lr_scheduler_type != "constant":

@@ -49,13 +49,23 @@ def of_loader(loader, sampler: CrossEpoch) -> Iterator[Finding]:
         yield Finding(f"the loader draws from a {type(loader.sampler).__name__}: {fix}", True)
     if loader.batch_size != sampler.batch_size:
         fix = f"DataLoader(batch_size={sampler.batch_size})"
-        yield Finding(f"the loader's batch_size is {loader.batch_size}, the sampler's {sampler.batch_size}: {fix}", True)
+        yield Finding(
+            f"the loader's batch_size is {loader.batch_size}, the sampler's {sampler.batch_size}: {fix}", True
+        )
     if not isinstance(loader.dataset, Indexed):
         fix = "torchassay.Indexed(dataset) for the loader and the sampler"
         yield Finding(f"batches do not say which samples they hold: {fix}", True)
     if not loader.in_order:
         yield Finding("batches may come in another order than they were drawn in: DataLoader(in_order=True)", True)
     yield from of_prefetching(sampler, loader.num_workers, loader.prefetch_factor)
+
+
+def of_ranks(sampler: CrossEpoch, world: int) -> Iterator[Finding]:
+    """Of a sampler that shares its batches out among other processes than those that train."""
+    made_for = sampler._replicas.world
+    if made_for != world:
+        fix = "make the sampler behind torch.distributed.init_process_group"
+        yield Finding(f"{world} processes train, the {type(sampler).__name__} shares out among {made_for}: {fix}", True)
 
 
 def of_prefetching(sampler: CrossEpoch, num_workers: int, prefetch_factor: int | None) -> Iterator[Finding]:
@@ -83,7 +93,9 @@ def of_schedule(sampler: CrossEpoch, counts: str) -> Iterator[Finding]:
     """Of a learning rate that goes by steps counted beforehand, where epochs change their length."""
     if changes_length(sampler):
         fix = f"{counts}, or a schedule by epochs"
-        yield Finding(f"epochs of {type(sampler).__name__} have fewer steps than the learning rate counts: {fix}", False)
+        yield Finding(
+            f"epochs of {type(sampler).__name__} have fewer steps than the learning rate counts: {fix}", False
+        )
 
 
 def of_picker(picker: InStep, world: int) -> Iterator[Finding]:
