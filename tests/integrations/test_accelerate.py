@@ -7,13 +7,14 @@ from functools import partial
 import pytest
 import torch
 import torchassay as ta
+from integrations.launch import two_ranks
 from torch.utils.data import DataLoader, TensorDataset
 from torchassay import doctor
 from torchassay.samplers import InfoBatch, OnlineImportance, SelectiveBackprop, Shuffle
 
 accelerate = pytest.importorskip("accelerate")
 
-from torchassay.integrations.accelerate import register  # noqa: E402
+from torchassay.integrations.accelerate import _OfAllRanks, register  # noqa: E402
 
 N, BATCH, EPOCHS = 43, 5, 3
 DATA = ta.Indexed(TensorDataset(torch.randn(N, 4, generator=torch.Generator().manual_seed(3)), torch.arange(N) % 3))
@@ -119,3 +120,48 @@ def test_with_the_sampler_off_the_curve_is_accelerates_own():
         optimizer.step()
         losses.append(loss.item())
     torch.testing.assert_close(torch.tensor(ours.losses), torch.tensor(losses), rtol=3e-6, atol=0)
+
+
+def test_each_of_two_processes_goes_on(tmp_path):
+    """With its own draws from its own half of the samples, and one model."""
+    of_ranks = two_ranks("accelerate", tmp_path)
+    for rank, found in enumerate(of_ranks):
+        assert {i % 2 for batch in found["seen"] for i in batch} == {rank}
+    for key, value in of_ranks[0]["model"].items():
+        assert torch.equal(of_ranks[1]["model"][key], value)
+
+
+def test_findings():
+    accelerator = accelerate.Accelerator(cpu=True)
+    sampler = Shuffle(DATA, batch_size=BATCH)
+    loader = DataLoader(DATA, batch_size=BATCH, sampler=sampler)
+    fix = "torchassay.integrations.accelerate.register(accelerator, sampler)"
+    assert doctor.check(accelerator) == []
+    missing = (f"save_state keeps no Shuffle of each process: {fix}", True)
+    assert doctor.check(accelerator, loader) == [missing]
+    accelerator.register_for_checkpointing(sampler)
+    assert doctor.check(accelerator) == [missing]
+    register(accelerator, sampler)
+    shuffled = DataLoader(DATA.dataset, batch_size=8, shuffle=True)
+    assert [finding.text for finding in doctor.check(accelerator, shuffled)][:3] == [
+        "the loader draws from a RandomSampler: DataLoader(..., sampler=sampler) with the Shuffle itself, and without "
+        "shuffle=True",
+        "the loader's batch_size is 8, the sampler's 5: DataLoader(batch_size=5)",
+        "batches do not say which samples they hold: torchassay.Indexed(dataset) for the loader and the sampler",
+    ]
+
+
+def test_errors(tmp_path):
+    accelerator = accelerate.Accelerator(cpu=True)
+    with pytest.raises(TypeError) as error:
+        register(accelerator, 3)
+    assert str(error.value) == "register: parts must be torchassay.samplers.CrossEpoch or InStep, got int"
+    with pytest.raises(TypeError) as error:
+        doctor.check(3)
+    expected = "a trainer of Lightning, Transformers or Accelerate"
+    assert str(error.value) == f"check: trainer must be {expected}, got int"
+    part = _OfAllRanks(Shuffle(DATA, batch_size=BATCH))
+    with pytest.raises(ValueError) as error:
+        part.load_state_dict({"ranks": part.state_dict()["ranks"] * 2})
+    expected = "the states of 1 process, as many as there are now"
+    assert str(error.value) == f"register: the checkpoint must hold {expected}, got 2"

@@ -8,7 +8,7 @@ from functools import partial
 import pytest
 import torch
 import torchassay as ta
-from launch import two_ranks
+from integrations.launch import two_ranks
 from torchassay import doctor
 from torchassay.samplers import InfoBatch, MixedOrder, OnlineImportance, SelectiveBackprop, Shuffle
 
@@ -18,6 +18,7 @@ datasets = pytest.importorskip("datasets")
 from torchassay.integrations.transformers import SamplerMixin  # noqa: E402
 
 N, BATCH, EPOCHS, WORDS = 43, 5, 3, 17
+PLAIN = {"dropout": 0.0, "optim": "sgd"}  # Adam makes much of the last digits of gradients that are 0
 
 
 @pytest.fixture(autouse=True)
@@ -131,8 +132,8 @@ def test_shuffle_is_plain_training(tmp_path):
         def _get_train_sampler(self, train_dataset=None):
             return order
 
-    mine = trainer_of(tmp_path, Shuffle(N, batch_size=BATCH, seed=7), num_train_epochs=1, dropout=0.0)
-    theirs = trainer_of(tmp_path, kind=Fixed, num_train_epochs=1, dropout=0.0)
+    mine = trainer_of(tmp_path, Shuffle(N, batch_size=BATCH, seed=7), num_train_epochs=1, **PLAIN)
+    theirs = trainer_of(tmp_path, kind=Fixed, num_train_epochs=1, **PLAIN)
     for trainer in (mine, theirs):
         trainer.train()
     assert [i for batch in mine.seen for i in batch] == order
@@ -165,16 +166,16 @@ def test_losses_and_signals_of_samples(tmp_path, language):
 
 def test_accumulated_batches_and_ranks_count_as_one_batch(tmp_path):
     """8 samples, 4 + 4 of them, and 4 in each of two processes; the last step has 3, 3 and 1 + 2."""
-    one = trainer_of(tmp_path, Shuffle(N, batch_size=8, seed=7), per_device_train_batch_size=8, dropout=0.0)
-    options = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "dropout": 0.0}
+    one = trainer_of(tmp_path, Shuffle(N, batch_size=8, seed=7), per_device_train_batch_size=8, **PLAIN)
+    options = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2} | PLAIN
     two = trainer_of(tmp_path, Shuffle(N, batch_size=4, seed=7), **options)
     for trainer in (one, two):
         trainer.train()
     assert one.state.global_step == two.state.global_step == 18
     of_ranks = two_ranks("transformers", tmp_path)
     for key, value in one.model.state_dict().items():
-        torch.testing.assert_close(two.model.state_dict()[key], value, rtol=1e-3, atol=2e-4)
-        torch.testing.assert_close(of_ranks[0]["model"][key], value, rtol=1e-3, atol=2e-4)
+        torch.testing.assert_close(two.model.state_dict()[key], value, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(of_ranks[0]["model"][key], value, rtol=1e-4, atol=1e-5)
         assert torch.equal(of_ranks[0]["model"][key], of_ranks[1]["model"][key])
     epoch = [i for rank in of_ranks for batch in rank["seen"][:6] for i in batch]
     assert sorted(epoch) == list(range(N))
@@ -241,7 +242,7 @@ def test_what_would_be_wrong(tmp_path, made, options, text):
 def test_what_may_surprise(tmp_path):
     sampler = InfoBatch(N, batch_size=BATCH, epochs=EPOCHS)
     text = (
-        "SamplerMixin: epochs of InfoBatch have fewer steps than the learning rate counts: "
+        "SamplerMixin: epochs of InfoBatch have other lengths than the learning rate counts: "
         "TrainingArguments(max_steps=...), or a schedule by epochs"
     )
     with pytest.warns(UserWarning, match=f"^{re.escape(text)}$"):

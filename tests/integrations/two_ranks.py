@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path += [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
 torch.set_num_threads(1)
 
 
@@ -33,7 +33,7 @@ def of_transformers(folder: Path) -> list:
 
     def trainer(where: str, **options):
         sampler = case.Shuffle(case.N, batch_size=4, seed=7)
-        return case.trainer_of(folder / where, sampler, per_device_train_batch_size=4, dropout=0.0, **options)
+        return case.trainer_of(folder / where, sampler, per_device_train_batch_size=4, **case.PLAIN, **options)
 
     whole = trainer("whole", save_strategy="steps", save_steps=4)
     whole.train()

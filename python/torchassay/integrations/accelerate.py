@@ -25,9 +25,9 @@ def register(accelerator: Accelerator, *parts: CrossEpoch | InStep) -> None:
         for x, y, index, weight in loader:
             x, y, weight = (part.to(accelerator.device) for part in (x, y, weight))
 
-    ``accelerator.register_for_checkpointing`` alone keeps the state of the first process and gives it to all; here each
-    gets its own back. The loader stays as it is: one that went through ``prepare`` shares out what the sampler has shared
-    out, runs a batch ahead, and sets the sampler back to epoch 0 after a resume.
+    ``accelerator.register_for_checkpointing`` alone keeps the state of the first process and gives it to all; here
+    each gets its own back. The loader stays as it is: one that went through ``prepare`` shares out what the sampler has
+    shared out, runs a batch ahead, and sets the sampler back to epoch 0 after a resume.
 
     Args:
         accelerator: after ``prepare``. `check` looks for traps in it: what would make the training wrong is a

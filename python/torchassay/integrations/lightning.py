@@ -34,8 +34,8 @@ class SamplerCallback(L.Callback):
 
     ``training_step`` returns ``"scores"`` beside the loss: `Scores`, or a dict of tensors, with the signals in
     ``sampler.needs``; they are observed when the batch ends. Which samples they are of stands in the batch, which comes
-    from a `torchassay.Indexed`; a step that has them elsewhere returns ``"index"`` too. With `Shuffle`, which plans from
-    no scores, they can be left out.
+    from a `torchassay.Indexed`; a step that has them elsewhere returns ``"index"`` too. With `Shuffle`, which plans
+    from no scores, they can be left out.
 
     A picker is used in ``training_step`` by its `pick`; here it is told the epoch, and saved.
 

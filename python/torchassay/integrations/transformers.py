@@ -20,6 +20,7 @@ from torchassay.scores import SIGNALS, Scores
 
 try:
     from transformers import Trainer
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     from transformers.trainer_utils import seed_worker
     from transformers.utils import is_datasets_available
 except ModuleNotFoundError as error:
@@ -39,11 +40,11 @@ class SamplerMixin:
         sampler = ta.samplers.OnlineImportance(len(dataset), batch_size=args.per_device_train_batch_size)
         SelectiveTrainer(model, args, train_dataset=dataset, sampler=sampler).train()
 
-    The index and weight of each sample go beside ``remove_unused_columns`` and the data collator, and the model does not
-    see them. The loss is a cross-entropy of the model's logits, for labels [N] with logits [N, C], or labels [N, T] with
-    logits [N, T, C], those of a causal language model moved by one token; ``label_smoothing_factor`` counts. Tokens
-    labelled -100 do not. A sample's loss, and each of its signals, is the mean over its tokens, and samples count
-    alike: Trainer's own loss of language models is a mean over all tokens instead.
+    The index and weight of each sample go beside ``remove_unused_columns`` and the data collator, and the model does
+    not see them. The loss is a cross-entropy of the model's logits, for labels [N] with logits [N, C], or labels [N, T]
+    with logits [N, T, C], those of a causal language model moved by one token; ``label_smoothing_factor`` counts.
+    Tokens labelled -100 do not. A sample's loss, and each of its signals, is the mean over its tokens, and samples
+    count alike: Trainer's own loss of language models is a mean over all tokens instead.
 
     With a sampler the weighted losses of all samples of a step, in all processes and in all batches whose gradients are
     accumulated, are divided by their number. With a picker each batch's are divided by how many were picked in all
@@ -55,7 +56,7 @@ class SamplerMixin:
 
     Args:
         sampler: a `CrossEpoch` with the batch size of one device and the length of the training set; or None.
-        picker: an `InStep`, whose ``pick`` each batch goes through; or None. Without either, everything is Trainer's own.
+        picker: an `InStep`, whose ``pick`` each batch goes through; or None. Without either all is Trainer's own.
         *args, **kwargs: of `transformers.Trainer`.
 
     `check` looks for traps when the trainer is made: what would make the training wrong is a ``ValueError``, the rest a
@@ -143,7 +144,7 @@ class SamplerMixin:
     def _of_samples(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Scores]:
         """The loss [N] and the signals, each [N], of the samples of a batch."""
         needs = tuple(dict.fromkeys(name for part in self._parts().values() for name in part.needs))
-        if self._loss_shifts_labels:
+        if labels.dim() > 1 and self._is_causal():
             logits, labels = logits[:, :-1], labels[:, 1:]
         smoothing = self.args.label_smoothing_factor
         loss, scores = cross_entropy(
@@ -153,6 +154,11 @@ class SamplerMixin:
             return loss, scores
         counts = labels != -100
         return loss.sum(1) / counts.sum(1).clamp(min=1), scores.per_sample(counts)
+
+    def _is_causal(self) -> bool:
+        """Whether logits are of the next token. Trainer knows it of the models that name their kind of loss."""
+        model = self.accelerator.unwrap_model(self.model)
+        return self._loss_shifts_labels or type(model).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
 
     # ---- checkpoints
 

@@ -94,7 +94,7 @@ def of_schedule(sampler: CrossEpoch, counts: str) -> Iterator[Finding]:
     if changes_length(sampler):
         fix = f"{counts}, or a schedule by epochs"
         yield Finding(
-            f"epochs of {type(sampler).__name__} have fewer steps than the learning rate counts: {fix}", False
+            f"epochs of {type(sampler).__name__} have other lengths than the learning rate counts: {fix}", False
         )
 
 
