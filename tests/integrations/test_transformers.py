@@ -75,7 +75,7 @@ def trainer_of(folder, sampler=None, picker=None, language=False, kind=Selective
         }
         | options,
     )
-    ours = {} if kind is transformers.Trainer else {"sampler": sampler, "picker": picker}
+    ours = {"sampler": sampler, "picker": picker} if issubclass(kind, SamplerMixin) else {}
     return kind(model=model_of(language, dropout), args=args, train_dataset=texts(language), **ours)
 
 
