@@ -197,4 +197,4 @@ def test_code_on_trainers_runs(section, tmp_path, monkeypatch, threads):
     for block in blocks:
         exec(block, names)
         steps.append((names["sampler"].epoch, names["sampler"].position))
-    assert steps == {"L": [(2, 0), (1, 0)], "H": [(1, 6), (1, 6)], "A": [(1, 3)]}[section[0]]
+    assert steps == {"L": [(1, 3), (0, 3)], "H": [(1, 6), (1, 6)], "A": [(1, 3)]}[section[0]]

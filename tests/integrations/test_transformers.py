@@ -82,22 +82,23 @@ def trainer_of(folder, sampler=None, picker=None, language=False, kind=Selective
 METHODS = {
     "Shuffle": Shuffle,
     "MixedOrder": partial(MixedOrder, pivot=0, by="loss"),
-    "InfoBatch": partial(InfoBatch, epochs=EPOCHS, delta=0.5),
+    "InfoBatch": partial(InfoBatch, epochs=EPOCHS, delta=0.7),
     "OnlineImportance": OnlineImportance,
     "OnlineImportance-keep": partial(OnlineImportance, keep=0.7),
 }
 
 
 @pytest.mark.parametrize("language, accumulated", [(False, 1), (True, 2)], ids=["classes", "language"])
-@pytest.mark.parametrize("name", METHODS)
-def test_a_stopped_training_goes_on(tmp_path, name, language, accumulated):
+@pytest.mark.parametrize("name, workers", [*((name, 0) for name in METHODS), ("OnlineImportance", 2)])
+def test_a_stopped_training_goes_on(tmp_path, name, workers, language, accumulated):
     """In each epoch and between them."""
     made = partial(METHODS[name], N, batch_size=BATCH, seed=7)
     fitted = partial(trainer_of, language=language, gradient_accumulation_steps=accumulated)
+    fitted = partial(fitted, dataloader_num_workers=workers, dataloader_prefetch_factor=2 if workers else None)
     whole = fitted(tmp_path, made(), save_strategy="steps", save_steps=2)
     whole.train()
     folders = sorted(tmp_path.glob("checkpoint-*"), key=lambda path: int(path.name.partition("-")[2]))
-    for folder in folders[:-1:2]:
+    for folder in folders[:-1:3]:
         resumed = fitted(tmp_path / "resumed", made())
         resumed.train(resume_from_checkpoint=str(folder))
         assert resumed.seen == whole.seen[-len(resumed.seen) :]

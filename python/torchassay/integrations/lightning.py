@@ -61,16 +61,17 @@ class SamplerCallback(L.Callback):
         if sampler is None and picker is None:
             raise checks.InputTypeError(f"{_NAME}: sampler or picker must be given, got neither")
         self.sampler, self.picker = sampler, picker
+        self._resumed = False
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         traps.heed(_NAME, check(trainer))
+        self._begin(trainer)
+        if self._resumed:  # the loader's iteration began before Lightning knew which epoch is to go on
+            iter(trainer.fit_loop._data_fetcher)
+            self._resumed = False
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if self.picker is not None:
-            self.picker.set_epoch(trainer.current_epoch)
-        if self.sampler is not None:
-            self.sampler.set_epoch(trainer.current_epoch)
-            self._measure(trainer)
+        self._begin(trainer)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -88,10 +89,6 @@ class SamplerCallback(L.Callback):
         else:
             self.sampler.advance()
 
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if self.sampler is not None:  # before a checkpoint of the epoch's end, with which the next epoch begins
-            self.sampler.set_epoch(trainer.current_epoch + 1)
-
     def state_dict(self) -> dict:
         return {name: ranks.of_all_ranks(part.state_dict()) for name, part in self._parts()}
 
@@ -101,19 +98,25 @@ class SamplerCallback(L.Callback):
                 got = ", ".join(state_dict) or "nothing"
                 raise checks.InputValueError(f"{_NAME}: the checkpoint must hold the state of a {name}, got {got}")
             part.load_state_dict(ranks.of_this_rank(_NAME, state_dict[name]))
+        if self.sampler is not None:
+            self.sampler.set_epoch(self.sampler.epoch)  # a loader does not go on to the next one by itself
+        self._resumed = True
 
     def _parts(self) -> Iterator[tuple[str, CrossEpoch | InStep]]:
         for name, part in (("sampler", self.sampler), ("picker", self.picker)):
             if part is not None:
                 yield name, part
 
-    def _measure(self, trainer: L.Trainer) -> None:
-        """Lightning counts an epoch's batches once, before the first one."""
-        if not traps.changes_length(self.sampler):
+    def _begin(self, trainer: L.Trainer) -> None:
+        """An epoch begins or goes on. Lightning counts the batches of the first one alone."""
+        for _, part in self._parts():
+            part.set_epoch(trainer.current_epoch)
+        if self.sampler is None or not traps.changes_length(self.sampler):
             return
         loop, limit = trainer.fit_loop, trainer.limit_train_batches
         length = len(trainer.train_dataloader)
         loop.max_batches = min(length, limit) if isinstance(limit, int) else int(length * limit)
+        loop._combined_loader.limits = [loop.max_batches]
         if isinstance(trainer.val_check_interval, float):
             trainer.val_check_batch = max(1, int(loop.max_batches * trainer.val_check_interval))
 

@@ -189,7 +189,7 @@ class SamplerMixin:
             got = f"one at batch {sampler.position} of epoch {sampler.epoch}"
             expected = "a new one, or resume_from_checkpoint be given"
             raise checks.InputValueError(f"{_NAME}: sampler must be {expected}, got {got}")
-        through = sampler.position > 0 and sampler.position * sampler.batch_size >= len(sampler)
+        through = sampler.position > 0 and sampler.position >= sampler._batches()
         return (sampler.epoch + 1, 0) if through else (sampler.epoch, sampler.position)
 
     def _parts(self) -> dict[str, CrossEpoch | InStep]:
