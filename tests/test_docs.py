@@ -165,3 +165,36 @@ def test_code_on_vocabulary_parallel_runs():
         assert names["weight"].grad.placements == (names["Shard"](0),)
     finally:
         torch.distributed.destroy_process_group()
+
+
+@pytest.mark.filterwarnings("default")  # others' code warns
+@pytest.mark.parametrize("section", ["Lightning", "Hugging Face's Trainer", "Accelerate"])
+def test_code_on_trainers_runs(section, tmp_path, monkeypatch, threads):
+    """Block after block, where the section's library is installed."""
+    threads(1)
+    text = (ROOT / "docs" / "trainers.md").read_text().split(f"\n## {section}\n")[1].split("\n## ")[0]
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    for library in re.findall(r"^(?:import|from) (\w+)", "".join(blocks), re.MULTILINE):
+        pytest.importorskip(library)
+    monkeypatch.chdir(tmp_path)
+    model = torch.nn.Linear(4, 10)
+    words = torch.randint(17, (24, 6))
+    names = {
+        "torch": torch,
+        "ta": ta,
+        "DataLoader": DataLoader,
+        "model": model,
+        "optimizer": torch.optim.SGD(model.parameters(), lr=0.1),
+        "dataset": TensorDataset(torch.randn(96, 4), torch.randint(10, (96,))),
+        "texts": [{"input_ids": row, "labels": row} for row in words],
+    }
+    if section == "Hugging Face's Trainer":
+        import transformers
+
+        sizes = {"n_embd": 8, "n_layer": 1, "n_head": 2, "n_positions": 8}
+        names["language_model"] = transformers.GPT2LMHeadModel(transformers.GPT2Config(vocab_size=17, **sizes))
+    steps = []
+    for block in blocks:
+        exec(block, names)
+        steps.append((names["sampler"].epoch, names["sampler"].position))
+    assert steps == {"L": [(1, 3), (0, 3)], "H": [(1, 6), (1, 6)], "A": [(1, 3)]}[section[0]]

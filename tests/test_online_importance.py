@@ -332,3 +332,21 @@ def test_steps_go_on_where_epochs_get_shorter():
         for index, _ in batches(sampler):
             sampler.observe(torch.from_numpy(index), {"grad_norm": torch.from_numpy(SCORES[index])})
         assert sampler.memory.last_step[torch.from_numpy(index)].min() > seen
+
+
+def test_a_loop_that_fetches_the_batches_of_two_steps_at_once_goes_on():
+    """As loops that accumulate gradients do: each of the two is drawn with another lag."""
+
+    def go_on(sampler: OnlineImportance, pairs: int) -> list[list[int]]:
+        ahead, seen = batches(sampler), []
+        for _ in range(pairs):
+            for index in [next(ahead)[0], next(ahead)[0]]:
+                sampler.observe(torch.from_numpy(index), {"grad_norm": 1.0 + torch.from_numpy(index) % 7})
+                seen.append(index.tolist())
+        return seen
+
+    whole, stopped, resumed = (OnlineImportance(80, batch_size=10, seed=3) for _ in range(3))
+    stream = go_on(whole, 4)
+    assert go_on(stopped, 1) == stream[:2]
+    resumed.load_state_dict(stopped.state_dict())
+    assert go_on(resumed, 3) == stream[2:]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import inspect
 import tempfile
 import time
 from importlib.metadata import version
@@ -89,12 +90,32 @@ def bench(dtype: str, threads: int | None) -> None:
         torch.set_num_threads(before)
 
 
-@main.command(short_help="Say what is built and available, and why not the rest.")
-def doctor() -> None:
-    """Say what is built, what is available here, and why not the rest: paste it into a bug report."""
-    from torchassay import doctor
+@main.command(short_help="Say what is built and available; find the traps in a trainer.")
+@click.argument("trainer", required=False)
+@click.pass_context
+def doctor(context: click.Context, trainer: str | None) -> None:
+    """Say what is built, what is available here, and why not the rest: paste it into a bug report.
 
-    click.echo(doctor.report())
+    TRAINER, as package.module:name or path.py:name, is a trainer of Lightning, Transformers or Accelerate, or a
+    function that makes one, or one and its training loader: then say what its samplers would stumble over. The exit
+    status is 1 if a training would be wrong.
+    """
+    from torchassay import checks, doctor
+
+    if trainer is None:
+        click.echo(doctor.report())
+        return
+    try:
+        found = doctor.imported(trainer)
+        found = found() if inspect.isroutine(found) else found
+        findings = doctor.check(*found) if isinstance(found, tuple) else doctor.check(found)
+    except (checks.InputValueError, checks.InputTypeError) as error:
+        raise Stop(str(error)) from error
+    for finding in findings:
+        click.echo(f"{'wrong' if finding.wrong else 'note'}: {finding.text}")
+    if not findings:
+        click.echo("no known trap found")
+    context.exit(any(finding.wrong for finding in findings))
 
 
 main.add_command(labels_command.labels)

@@ -1,4 +1,4 @@
-"""What is built, what is available here and why not: plain text for bug reports."""
+"""What is built, what is available here and why not: plain text for bug reports. And the traps in a trainer."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ from pathlib import Path
 
 import torch
 
+from torchassay import checks
 from torchassay.backends import backends, native
 
 _CPU_FLAGS = ("avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512_bf16", "avx512_fp16", "asimd", "sve", "bf16")
+_LIBRARIES = ("lightning", "transformers", "accelerate")
 _VARIABLES = ("TRITON_INTERPRET", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "CUDA_VISIBLE_DEVICES")
 
 
@@ -24,6 +26,53 @@ def report() -> str:
     facts = [*_python(), *_machine(), *_torch(), *_packages(), ("native", _native()), *_environment()]
     width = max(len(name) for name, _ in facts) + 2
     return "\n".join([*(f"{name:<{width}}{value}" for name, value in facts), "", backends()])
+
+
+def check(trainer, loader=None) -> list:
+    """The known traps between samplers and somebody else's trainer, before the training.
+
+    Args:
+        trainer: a `lightning.Trainer`, `transformers.Trainer` or `accelerate.Accelerator`.
+        loader: the training loader, where the trainer does not know it yet.
+
+    Returns:
+        A list of ``Finding(text, wrong)``: one line that names the fix, and whether the training would be wrong. The
+        adapters in `torchassay.integrations` do the same at the start, and raise what is wrong.
+
+    Raises:
+        TypeError: another trainer.
+    """
+    for kind in type(trainer).__mro__:
+        library = kind.__module__.partition(".")[0]
+        if library in _LIBRARIES:
+            return list(importlib.import_module(f"torchassay.integrations.{library}").check(trainer, loader))
+    expected = "a trainer of Lightning, Transformers or Accelerate"
+    raise checks.InputTypeError(f"check: trainer must be {expected}, got {type(trainer).__name__}")
+
+
+def imported(path: str):
+    """What stands at ``package.module:name`` or ``path.py:name``.
+
+    Raises:
+        ValueError: no such module or name.
+    """
+    module, _, name = path.rpartition(":")
+    if not module or not name:
+        raise checks.InputValueError(f"imported: path must be package.module:name or path.py:name, got '{path}'")
+    try:
+        if module.endswith(".py"):
+            spec = importlib.util.spec_from_file_location(Path(module).stem, module)
+            found = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(found)
+        else:
+            if str(Path.cwd()) not in sys.path:  # as python -m does: the user's file lies there
+                sys.path.insert(0, str(Path.cwd()))
+            found = importlib.import_module(module)
+    except (ImportError, FileNotFoundError) as error:
+        raise checks.InputValueError(f"imported: path must be one to import, got '{path}' ({error})") from error
+    if not hasattr(found, name):
+        raise checks.InputValueError(f"imported: path must name what its module has, got '{path}' (no such name)")
+    return getattr(found, name)
 
 
 def cpu_model() -> str:

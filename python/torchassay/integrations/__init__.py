@@ -1,1 +1,1 @@
-"""Adapters to other libraries, each in a module of its own that imports the library when it is used."""
+"""Adapters for other people's trainers and engines; each imports its own library and nothing else does."""
