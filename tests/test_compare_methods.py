@@ -154,9 +154,13 @@ def test_models_by_the_data():
 @pytest.mark.parametrize(
     ("model", "kind", "message"),
     [
-        ("tree", ValueError, "one of mlp, cnn, resnet or package.module:name, got 'tree'"),
-        ("no.such:Model", ValueError, "one that can be imported, got 'no.such:Model' (No module named 'no')"),
-        ("torch.nn:Absent", ValueError, "a callable, got 'torch.nn:Absent' (no such name)"),
+        ("tree", ValueError, "one of mlp, cnn, resnet, package.module:name or path.py:name, got 'tree'"),
+        (
+            "no.such:Model",
+            ValueError,
+            "one that can be imported, got 'no.such:Model' (ModuleNotFoundError: No module named 'no')",
+        ),
+        ("torch.nn:Absent", ValueError, "a name in 'torch.nn', got 'Absent'"),
         ("math:pi", ValueError, "a callable, got 'math:pi' (float)"),
         (nn.Linear(2, 2), TypeError, "a callable that makes a model, since each run begins with its own, got a Linear"),
         (3, TypeError, "one of mlp, cnn, resnet, 'package.module:name' or a callable, got int"),

@@ -100,17 +100,17 @@ def doctor(context: click.Context, trainer: str | None) -> None:
     function that makes one, or one and its training loader: then say what its samplers would stumble over. The exit
     status is 1 if a training would be wrong.
     """
-    from torchassay import checks, doctor
+    from torchassay import checks, doctor, targets
 
     if trainer is None:
         click.echo(doctor.report())
         return
     try:
-        found = doctor.imported(trainer)
+        found = targets.imported("doctor", "trainer", trainer)
         found = found() if inspect.isroutine(found) else found
         findings = doctor.check(*found) if isinstance(found, tuple) else doctor.check(found)
     except (checks.InputValueError, checks.InputTypeError) as error:
-        raise Stop(str(error)) from error
+        raise Stop(str(error).removeprefix("doctor: ")) from error
     for finding in findings:
         click.echo(f"{'wrong' if finding.wrong else 'note'}: {finding.text}")
     if not findings:

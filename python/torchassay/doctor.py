@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import importlib.util
 import os
@@ -48,31 +49,6 @@ def check(trainer, loader=None) -> list:
             return list(importlib.import_module(f"torchassay.integrations.{library}").check(trainer, loader))
     expected = "a trainer of Lightning, Transformers or Accelerate"
     raise checks.InputTypeError(f"check: trainer must be {expected}, got {type(trainer).__name__}")
-
-
-def imported(path: str):
-    """What stands at ``package.module:name`` or ``path.py:name``.
-
-    Raises:
-        ValueError: no such module or name.
-    """
-    module, _, name = path.rpartition(":")
-    if not module or not name:
-        raise checks.InputValueError(f"imported: path must be package.module:name or path.py:name, got '{path}'")
-    try:
-        if module.endswith(".py"):
-            spec = importlib.util.spec_from_file_location(Path(module).stem, module)
-            found = importlib.util.module_from_spec(spec)
-            spec.loader.exec_module(found)
-        else:
-            if str(Path.cwd()) not in sys.path:  # as python -m does: the user's file lies there
-                sys.path.insert(0, str(Path.cwd()))
-            found = importlib.import_module(module)
-    except (ImportError, FileNotFoundError) as error:
-        raise checks.InputValueError(f"imported: path must be one to import, got '{path}' ({error})") from error
-    if not hasattr(found, name):
-        raise checks.InputValueError(f"imported: path must name what its module has, got '{path}' (no such name)")
-    return getattr(found, name)
 
 
 def cpu_model() -> str:

@@ -32,7 +32,7 @@ class Seeds(click.ParamType):
 @click.option("--seeds", type=Seeds(), default=1, show_default=True, help="How many, from 0 on, or a list: 3,4,5.")
 @click.option("--budget", type=click.Choice(BUDGETS), default="backprops", show_default=True, help="See above.")
 @click.option("--out", type=click.Path(path_type=Path), default="compare", show_default=True, help="A folder.")
-@click.option("--model", help="mlp, cnn, resnet or package.module:name.  [default: by the data]")
+@click.option("--model", help="mlp, cnn, resnet, package.module:name or path.py:name.  [default: by the data]")
 @click.option("--batch-size", type=click.IntRange(1), default=64, show_default=True, help="Samples in a step.")
 @click.option("--lr", type=float, help="Learning rate of SGD.  [default: 0.02, convolutions 0.05]")
 @click.option("--schedule", type=click.Choice(SCHEDULES), default="constant", show_default=True, help="Of the rate.")

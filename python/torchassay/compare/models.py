@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
-import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from torchassay import checks
+from torchassay import checks, targets
 from torchassay.compare.data import Data
 
 MODELS = ("mlp", "cnn", "resnet")
@@ -112,8 +109,8 @@ def maker(model: str | Callable | None, data: Data) -> tuple[str, Callable[[], n
     """A model's name and what makes a new one for each run.
 
     Args:
-        model: "mlp", "cnn" or "resnet"; "package.module:name" or a callable for the user's own, called with (shape,
-            classes), or without arguments if it takes none. None: by the data, see `fitting`.
+        model: "mlp", "cnn" or "resnet"; for the user's own "package.module:name", "path.py:name" or a callable, called
+            with (shape, classes), or without arguments if it takes none. None: by the data, see `fitting`.
         data: what it is to be trained on.
     """
     name = fitting(data) if model is None else model
@@ -182,22 +179,12 @@ def _built_in(name: str, data: Data) -> Callable[[], nn.Module]:
 
 
 def _imported(path: str) -> Callable:
-    module, _, name = path.partition(":")
-    if not module or not name:
-        expected = f"one of {', '.join(MODELS)} or package.module:name"
+    if ":" not in path:
+        expected = f"one of {', '.join(MODELS)}, package.module:name or path.py:name"
         raise checks.InputValueError(f"compare: model must be {expected}, got '{path}'")
-    if str(Path.cwd()) not in sys.path:  # as python -m does: the user's file lies there
-        sys.path.insert(0, str(Path.cwd()))
-    try:
-        found = importlib.import_module(module)
-    except ImportError as error:
-        raise checks.InputValueError(
-            f"compare: model must be one that can be imported, got '{path}' ({error})"
-        ) from error
-    make = getattr(found, name, None)
+    make = targets.imported("compare", "model", path)
     if not callable(make):
-        got = "no such name" if make is None else type(make).__name__
-        raise checks.InputValueError(f"compare: model must be a callable, got '{path}' ({got})")
+        raise checks.InputValueError(f"compare: model must be a callable, got '{path}' ({type(make).__name__})")
     return make
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from torchassay import checks
 from torchassay.scoring.batches import Batch
-from torchassay.scoring.targets import imported, is_target
+from torchassay.targets import imported, is_target
 
 _SAMPLED = 16  # rows that stand for a data set of which nothing else is known
 
