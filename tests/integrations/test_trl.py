@@ -1,0 +1,498 @@
+"""TRL's helpers and GRPO trainings, beside torchassay's in their place."""
+
+import re
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+import torchassay as ta
+
+pytest.importorskip("trl")
+import transformers
+from integrations import entropy_masks, tiny_grpo
+from ranks import on_ranks
+from torchassay.backends import BackendFallback
+from torchassay.integrations import trl as ours
+from torchassay.integrations.trl import OneRead, SampledPrompts
+from trl import GRPOTrainer
+from trl.trainer import utils as theirs
+
+pytestmark = pytest.mark.filterwarnings("default")  # others' warnings are not ours to mend
+DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
+LABELS = [((7,), None), ((2, 5), None), ((2, 5), 1), ((2, 5), 3), ((6,), 4), ((2, 2, 3), 2)]  # rows, classes a row
+
+
+class OurTrainer(OneRead, GRPOTrainer):
+    pass
+
+
+class Chosen(SampledPrompts, GRPOTrainer):
+    pass
+
+
+def logits_of(rows, dtype=torch.float32, classes=301, scale=4.0, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return (scale * torch.randn(*rows, classes, generator=generator)).to(dtype)
+
+
+def classes_of(rows, several, classes=301):
+    shape = rows if several is None else (*rows, several)
+    return torch.randint(classes, shape, generator=torch.Generator().manual_seed(1))
+
+
+def truth_of(logits, index, temperature=1.0):
+    log_probs = F.log_softmax(logits.double() / temperature, -1)
+    entropy = -(log_probs.exp() * log_probs).sum(-1)
+    if index.dim() == logits.dim():
+        return log_probs.gather(-1, index), entropy
+    return log_probs.gather(-1, index.unsqueeze(-1)).squeeze(-1), entropy
+
+
+def no_worse(found, others, exact):
+    """At least as near the truth as the others, or as near as its dtype goes."""
+    error, their_error = ((values.double() - exact).abs().max() for values in (found, others))
+    assert error <= max(their_error, exact.abs().max() * torch.finfo(found.dtype).eps)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("rows", "several"), LABELS, ids=str)
+def test_selective_log_softmax(rows, several, dtype):
+    index = classes_of(rows, several)
+    leaves = [logits_of(rows, dtype).requires_grad_() for _ in range(3)]
+    found, others = ours.selective_log_softmax(leaves[0], index), theirs.selective_log_softmax(leaves[1], index)
+    assert found.shape == others.shape == index.shape and found.dtype == others.dtype == dtype
+    exact, _ = truth_of(leaves[2], index)
+    no_worse(found, others, exact)
+    up = torch.randn(index.shape, generator=torch.Generator().manual_seed(2)).to(dtype)
+    found.backward(up)
+    others.backward(up)
+    (expected,) = torch.autograd.grad(exact, leaves[2], up.double())
+    no_worse(leaves[0].grad, leaves[1].grad, expected.double())
+
+
+@pytest.mark.parametrize("chunk_size", [1, 4, 128])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_entropy_from_logits(dtype, chunk_size):
+    for rows in ((1,), (10,), (2, 5), (2, 1, 3)):
+        leaves = [logits_of(rows, dtype).requires_grad_() for _ in range(3)]
+        found = ours.entropy_from_logits(leaves[0], chunk_size)
+        others = theirs.entropy_from_logits(leaves[1], chunk_size=chunk_size)
+        assert found.shape == others.shape == rows and found.dtype == others.dtype == dtype
+        _, exact = truth_of(leaves[2], torch.zeros(rows, dtype=torch.int64))
+        no_worse(found, others, exact)
+        for values in (found, others):
+            values.sum().backward()
+        (expected,) = torch.autograd.grad(exact.sum(), leaves[2])
+        no_worse(leaves[0].grad, leaves[1].grad, expected.double())
+
+
+def test_confident_rows_keep_their_digits():
+    """Where TRL's log-probabilities of float32 logits are 0 and its entropies lose their digits."""
+    logits = torch.zeros(6, 50)
+    logits[:, 7] = torch.tensor([15.0, 20, 25, 30, 40, 60])
+    index = torch.full((6,), 7)
+    exact = -torch.log1p(49 * torch.exp(-logits[:, 7].double()))
+    torch.testing.assert_close(ours.selective_log_softmax(logits, index).double(), exact, rtol=1e-6, atol=0)
+    assert (theirs.selective_log_softmax(logits, index)[3:] == 0).all()
+    r = 49 * torch.exp(-logits[:, 7].double())
+    entropy = torch.log1p(r) + r * logits[:, 7] / (1 + r)
+    torch.testing.assert_close(ours.entropy_from_logits(logits).double(), entropy, rtol=1e-6, atol=0)
+
+
+def test_strides_and_no_rows():
+    wide = logits_of((2, 5), classes=602)
+    index = classes_of((5, 2), 3)
+    for logits in (wide[..., ::2].transpose(0, 1), wide.permute(2, 1, 0)[:301].movedim(0, -1)):
+        assert not logits.is_contiguous()
+        found = ours.selective_log_softmax(logits, index)
+        torch.testing.assert_close(found, theirs.selective_log_softmax(logits, index))
+        torch.testing.assert_close(ours.entropy_from_logits(logits), theirs.entropy_from_logits(logits))
+        assert torch.equal(found, ours.selective_log_softmax(logits.contiguous(), index))
+    none = torch.zeros(0, 9, requires_grad=True)
+    assert ours.entropy_from_logits(none).shape == theirs.entropy_from_logits(none).shape == (0,)
+    found = ours.selective_log_softmax(none, torch.zeros(0, 2, dtype=torch.int64))
+    assert found.shape == (0, 2)
+    found.sum().backward()
+    assert none.grad.shape == (0, 9)
+
+
+@pytest.mark.parametrize("several", [None, 3])
+def test_temperature_and_row_mask(several):
+    logits, index = logits_of((4, 5)).requires_grad_(), classes_of((4, 5), several)
+    mask = torch.rand(index.shape, generator=torch.Generator().manual_seed(3)) < 0.6
+    index[~mask] = 0 if several is None else -7  # whatever stands there
+    found = ours.selective_log_softmax(logits, index, 0.7, mask)
+    (grad,) = torch.autograd.grad(found.sum(), logits)
+    expected = theirs.selective_log_softmax(logits, index.clamp(min=0), temperature=0.7, row_mask=mask.long())
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(grad, torch.autograd.grad(expected.sum(), logits)[0])
+    assert (found[~mask] == 0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_both_from_one_read(dtype):
+    logits, index = logits_of((3, 4), dtype).requires_grad_(), classes_of((3, 4), None)
+    mask = torch.ones(3, 4, dtype=torch.bool)
+    mask[1, 2:] = False
+    for graph in (True, False):
+        how = {"entropy_requires_grad": graph, "temperature": 1.5, "row_mask": mask}
+        found = ours.selective_log_softmax_and_entropy(logits, index, **how)
+        others = theirs.selective_log_softmax_and_entropy(logits, index, **how)
+        for values, other, exact in zip(found, others, truth_of(logits, index, 1.5), strict=True):
+            assert values.dtype == other.dtype and values.requires_grad == other.requires_grad
+            no_worse(values, other, exact.detach() * mask)
+        total = sum(values.sum() for values in found if values.requires_grad)
+        wanted = sum(values.sum() for values in others if values.requires_grad)
+        tolerance = 1e-5 if dtype == torch.float32 else 2e-2
+        for ours_, theirs_ in zip(*(torch.autograd.grad(t, logits) for t in (total, wanted)), strict=True):
+            torch.testing.assert_close(ours_, theirs_, rtol=tolerance, atol=tolerance)
+
+
+def test_messages_of_the_functions():
+    logits, index = torch.zeros(2, 5), torch.zeros(2, dtype=torch.int64)
+    for function in (ours.selective_log_softmax, ours.selective_log_softmax_and_entropy):
+        name = function.__name__
+        message = re.escape(f"{name}: row_mask must have index's shape, (2,), got (3,)")
+        with pytest.raises(ValueError, match=message):
+            function(logits, index, row_mask=torch.ones(3))
+        with pytest.raises(TypeError, match=f"{name}: index must be a Tensor, got list"):
+            function(logits, [0, 1])
+        with pytest.raises(TypeError, match=f"{name}: row_mask must be a Tensor, got list"):
+            function(logits, index, row_mask=[1, 1])
+        with pytest.raises(ValueError, match="temperature must be finite and > 0, got 0"):
+            function(logits, index, temperature=0.0)
+        with pytest.raises(ValueError, match="got class 5 at row 1"):
+            function(logits, torch.tensor([0, 5]))
+
+
+# ---- the head
+
+
+def causal_lm(kind, **more):
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = getattr(transformers, f"{kind}Config")(vocab_size=97, num_key_value_heads=1, **sizes, **more)
+    return getattr(transformers, f"{kind}ForCausalLM")(config)
+
+
+def fused(model, labels, autocast=False, **more):
+    ids = torch.randint(97, (3, 8), generator=torch.Generator().manual_seed(4))
+    model.zero_grad()
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        out = model(input_ids=ids, labels=labels, fused_lm_head=True, **more)
+    (out.log_probs.sum() + 0.3 * out.entropy.square().sum()).backward()
+    return out, {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize(
+    ("kind", "more"), [("Qwen2", {}), ("Gemma2", {"final_logit_softcapping": 2.0, "head_dim": 8}), ("Phi", {})]
+)
+@pytest.mark.parametrize("wide", [None, False, True])
+def test_head_in_the_place_of_trls(kind, more, wide):
+    """Values and all gradients as TRL's head has them; float32, and bf16 autocast with a head in bf16 or float32."""
+    if kind == "Gemma2":
+        more = more | {"query_pre_attn_scalar": 8, "sliding_window": 16}
+    labels = torch.randint(97, (3, 8), generator=torch.Generator().manual_seed(5))
+    labels[0, :4], labels[1] = -100, -100
+    results = []
+    for replace in (False, True):
+        model = causal_lm(kind, **more)
+        for parameter in model.parameters():  # so that logits are not all equal
+            parameter.data.mul_(3)
+        theirs.add_fused_lm_head(model, 0.8, cast_lm_head_to_fp32=bool(wide), outputs=("log_probs", "entropy"))
+        if replace:
+            ours._replace_head(model, 0.8, bool(wide))
+        results.append(fused(model, labels, autocast=wide is not None))
+    (expected, grads), (found, our_grads) = results
+    tolerance = 1e-5 if wide is None else 3e-2
+    assert torch.equal(found.label_mask, labels[:, 1:] != -100)
+    for values, other in ((found.log_probs, expected.log_probs), (found.entropy, expected.entropy)):
+        assert values.dtype == torch.float32 and (values[1] == 0).all() and (values[2] != 0).all()
+        torch.testing.assert_close(values, other, rtol=tolerance, atol=tolerance)
+    assert our_grads.keys() == grads.keys() and len(grads) > 5
+    for name, grad in our_grads.items():
+        assert (grad - grads[name]).norm() <= 10 * tolerance * grads[name].norm(), name
+
+
+def test_head_answers_nothing_else():
+    """Generation and plain calls are the model's own; so is a batch that counts no token."""
+    model, plain = causal_lm("Qwen2"), causal_lm("Qwen2")
+    theirs.add_fused_lm_head(model, outputs=("log_probs", "entropy"))
+    ours._replace_head(model, 1.0, False)
+    ids = torch.randint(97, (2, 4), generator=torch.Generator().manual_seed(6))
+    assert torch.equal(model(ids).logits, plain(ids).logits)
+    assert torch.equal(model(ids, labels=ids).loss, plain(ids, labels=ids).loss)
+    how = {"max_new_tokens": 3, "do_sample": False, "pad_token_id": 0}
+    assert torch.equal(model.generate(ids, **how), plain.generate(ids, **how))
+    out, grads = fused(model, torch.full((3, 8), -100))
+    assert not out.log_probs.any() and len(grads) > 5 and all((grad == 0).all() for grad in grads.values())
+    shifted, _ = fused(model, None, shift_labels=torch.ones(3, 8, dtype=torch.int64))
+    assert shifted.log_probs.shape == (3, 8)  # TRL's own
+
+
+@pytest.mark.parametrize(
+    ("kind", "more", "reason"),
+    [
+        ("Granite", {"logits_scaling": 2.0}, r"multiplies its logits \(logits_scaling=2.0\)"),
+        ("Mixtral", {"output_router_logits": True}, r"asks for its balancing loss \(output_router_logits=True\)"),
+    ],
+)
+def test_heads_that_stay_trls(kind, more, reason):
+    model = causal_lm(kind, **more)
+    theirs.add_fused_lm_head(model, outputs=("log_probs", "entropy"))
+    before = model.forward
+    with pytest.warns(BackendFallback, match=f"OneRead: {kind}ForCausalLM {reason}; TRL's own head goes on"):
+        ours._replace_head(model, 1.0, False)
+    assert model.forward == before
+
+
+def test_mixture_of_experts_without_its_loss():
+    model = causal_lm("Mixtral")
+    theirs.add_fused_lm_head(model, outputs=("log_probs", "entropy"))
+    ours._replace_head(model, 1.0, False)
+    labels = torch.zeros(3, 8, dtype=torch.int64)
+    assert fused(model, labels)[0].aux_loss is None
+    assert fused(model, labels, output_router_logits=True)[0].aux_loss > 0  # asked for: TRL's own
+
+
+# ---- masks of high entropy
+
+
+def trl_mask(entropies, mask, fraction):
+    alone = SimpleNamespace(pad_across_processes=lambda values, **_: values, gather=lambda values: values)
+    return GRPOTrainer.get_high_entropy_mask(SimpleNamespace(accelerator=alone), entropies, mask, 1 - fraction)
+
+
+def our_mask(entropies, mask, fraction):
+    alone = SimpleNamespace(accelerator=SimpleNamespace(num_processes=1))
+    return OneRead.get_high_entropy_mask(alone, entropies, mask, 1 - fraction)
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.05, 0.2, 0.5, 0.9, 1.0])
+def test_mask_and_trls(fraction):
+    """All different: as many as the share says, which TRL exceeds by one where its quantile is a value."""
+    generator = torch.Generator().manual_seed(7)
+    more = set()
+    for n in range(1, 40):
+        entropies = 3 * torch.rand(3, n, generator=generator)
+        mask = (torch.rand(3, n, generator=generator) < 0.7).long()
+        found, others = our_mask(entropies, mask, fraction), trl_mask(entropies, mask, fraction)
+        assert found.sum() == int(int(mask.sum()) * fraction + 0.5 + 5e-7)
+        assert not (found & (mask == 0)).any()
+        assert (found & others).sum() == min(found.sum(), others.sum())
+        more.add(int(others.sum() - found.sum()))
+    assert more <= {0, 1}
+
+
+def test_mask_of_ties():
+    """Completions of one prompt have the same first entropy: TRL keeps all that equal its threshold, we the first."""
+    entropies = torch.tensor([[2.0, 1.0, 0.5], [2.0, 1.1, 0.4], [2.0, 1.2, 0.3], [2.0, 1.3, 0.2]])
+    mask = torch.ones(4, 3)
+    assert trl_mask(entropies, mask, 0.25)[:, 0].all()
+    assert our_mask(entropies, mask, 0.25)[:, 0].tolist() == [True, True, True, False]
+    assert not our_mask(entropies, torch.zeros(4, 3), 0.25).any()
+
+
+def test_mask_of_more_tokens_than_a_quantile_takes():
+    entropies = torch.arange(1, (1 << 24) + 9.0).sqrt_()[None]
+    mask = torch.ones(1, 1, dtype=torch.bool).expand_as(entropies)
+    with pytest.raises(RuntimeError, match="too large"):
+        trl_mask(entropies, mask, 0.25)
+    found = our_mask(entropies, mask, 0.25)
+    assert found.sum() == (1 << 22) + 2
+
+
+def test_mask_over_two_ranks(tmp_path):
+    """Of different lengths, with equal values on both: as one process for all of them."""
+    generator = torch.Generator().manual_seed(8)
+    entropies = [(4 * torch.rand(2, n, generator=generator)).round(decimals=1) for n in (9, 6)]
+    masks = [(torch.rand(e.shape, generator=generator) < 0.8).long() for e in entropies]
+    found = on_ranks(2, tmp_path, entropy_masks.mask_of, entropies, masks, 0.7)
+    flat = [torch.cat([values.flatten() for values in each])[None] for each in (entropies, masks)]
+    assert torch.equal(torch.cat([values.flatten() for values in found]), our_mask(*flat, 0.3)[0])
+    others = trl_mask(*flat, 0.3)[0]
+    assert (others | ~torch.cat([values.flatten() for values in found])).all()  # TRL's holds ours
+
+
+# ---- training
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"top_entropy_quantile": 0.4, "entropy_coef": 0.01}, {"num_iterations": 2}], ids=str
+)
+def test_the_loss_curve_is_trls(tmp_path, options):
+    masks = []
+
+    class Both(OurTrainer):
+        def get_high_entropy_mask(self, *args):
+            masks.append((super().get_high_entropy_mask(*args), GRPOTrainer.get_high_entropy_mask(self, *args)))
+            return masks[-1][0]
+
+    curves = []
+    for kind in (GRPOTrainer, Both):
+        trainer = tiny_grpo.trainer(kind, tmp_path, max_steps=4, temperature=0.9, **options)
+        trainer.train()
+        curves.append(tiny_grpo.curve(trainer))
+    assert len(masks) == (4 if "top_entropy_quantile" in options else 0)
+    assert all(map(torch.equal, *zip(*masks, strict=True))) if masks else True  # no tie at the threshold, in this run
+    assert len(curves[0]["loss"]) == 4 and any(abs(loss) > 1e-3 for loss in curves[0]["loss"] + [float(not options)])
+    for name, values in curves[1].items():
+        assert values == pytest.approx(curves[0][name], rel=1e-4, abs=1e-6), name
+
+
+def test_reference_model_has_the_head_too(tmp_path):
+    """A KL term that compares two heads of the same kind: exactly 0 at the first step."""
+    tiny_grpo.model().save_pretrained(tmp_path / "policy")
+    policy = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "policy")
+    trainer = tiny_grpo.trainer(OurTrainer, tmp_path, policy=policy, max_steps=2, beta=0.1)
+    assert trainer.ref_model.forward.__qualname__ == trainer.model.forward.__qualname__
+    assert trainer.ref_model.forward.__code__.co_filename == ours.__file__
+    trainer.train()
+    kl = [log["kl"] for log in trainer.state.log_history if "kl" in log]
+    assert kl[0] == 0 and kl[1] > 0
+
+
+def sampler_of(kind, **more):
+    if kind == "MixedOrder":
+        return ta.samplers.MixedOrder(8, batch_size=2, drop_last=True, pivot=0, by="loss", seed=5, **more)
+    return ta.samplers.OnlineImportance(8, batch_size=2, drop_last=True, signal="loss", eps=0.1, seed=5, **more)
+
+
+@pytest.mark.parametrize(
+    ("kind", "stop_at", "options"),
+    [
+        ("OnlineImportance", 6, {}),
+        ("MixedOrder", 6, {}),
+        ("OnlineImportance", 4, {}),  # between two epochs
+        ("OnlineImportance", 6, {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}),
+        # a step trains on two generations, or two steps on one
+        ("OnlineImportance", 6, {"gradient_accumulation_steps": 2, "steps_per_generation": 1}),
+        ("MixedOrder", 6, {"num_iterations": 2}),
+        ("OnlineImportance", 6, {"num_iterations": 2}),
+    ],
+    ids=str,
+)
+def test_prompts_of_a_resumed_training(tmp_path, kind, stop_at, options):
+    """Stopped, by an exception, and resumed: the prompts and the losses of an uninterrupted run."""
+    updates = 10 * options.get("num_iterations", 1) // (2 if options.get("steps_per_generation") == 1 else 1)
+    options = options | {"max_steps": updates}
+    whole, whole_sampler = tiny_grpo.Odd(), sampler_of(kind)
+    uninterrupted = tiny_grpo.trainer(Chosen, tmp_path, whole, prompt_sampler=whole_sampler, **options)
+    uninterrupted.train()
+    assert len(whole.rows) == 10 and all(rows == sorted(rows, key=rows.index) for rows in whole.rows)
+    assert all(sorted(map(rows.count, set(rows))) in ([4, 4], [8]) for rows in whole.rows)
+    assert any(sorted(map(tuple, whole.rows[4 * e : 4 * e + 4])) != sorted(map(tuple, whole.rows[:4])) for e in (1,))
+
+    options |= {"save_strategy": "steps", "save_steps": 1}
+    first = tiny_grpo.Odd(stop_at)
+    with pytest.raises(KeyboardInterrupt):
+        tiny_grpo.trainer(Chosen, tmp_path, first, prompt_sampler=sampler_of(kind), **options).train()
+    rest, sampler = tiny_grpo.Odd(), sampler_of(kind)
+    resumed = tiny_grpo.trainer(Chosen, tmp_path, rest, prompt_sampler=sampler, **options)
+    resumed.train(resume_from_checkpoint=True)
+    repeated = len(first.rows) + len(rest.rows) - 10  # of a step that the exception left half done
+    assert repeated == (stop_at % 2 if options.get("steps_per_generation") == 1 else 0)
+    assert first.rows + rest.rows[repeated:] == whole.rows
+    assert torch.equal(sampler.memory.visits, whole_sampler.memory.visits)
+    assert tiny_grpo.curve(resumed)["loss"] == tiny_grpo.curve(uninterrupted)["loss"]
+
+
+def test_checkpoint_within_a_generation(tmp_path):
+    """Two updates a generation, stopped between them: it is made anew for its prompts, and no other is moved."""
+    options = {"num_iterations": 2, "max_steps": 12}
+    whole = tiny_grpo.Odd()
+    tiny_grpo.trainer(Chosen, tmp_path, whole, prompt_sampler=sampler_of("OnlineImportance"), **options).train()
+    saved = tiny_grpo.trainer(
+        Chosen, tmp_path, prompt_sampler=sampler_of("OnlineImportance"), save_strategy="steps", save_steps=3, **options
+    )
+    saved.train()
+    rest = tiny_grpo.Odd()
+    resumed = tiny_grpo.trainer(Chosen, tmp_path, rest, prompt_sampler=sampler_of("OnlineImportance"), **options)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    assert rest.rows[0] == whole.rows[1] and len(rest.rows) == 5
+    assert resumed.prompt_sampler.memory.visits.sum() == 12
+
+
+def test_without_a_sampler_it_is_trls_training(tmp_path):
+    results = []
+    for kind in (GRPOTrainer, Chosen):
+        reward = tiny_grpo.Odd()
+        trainer = tiny_grpo.trainer(kind, tmp_path, reward, max_steps=3)
+        trainer.train()
+        results.append((reward.rows, tiny_grpo.curve(trainer)))
+    assert results[0] == results[1]
+
+
+def test_what_the_sampler_sees_and_weighs(tmp_path):
+    """It observes the standard deviation of each prompt's rewards, and its weights multiply the advantages."""
+    seen = []
+
+    class Before(GRPOTrainer):
+        def _generate_and_score_completions(self, inputs):
+            batch = super()._generate_and_score_completions(inputs)
+            seen.append({"rows": [x["row"] for x in inputs], "advantages": batch["advantages"].clone()})
+            return batch
+
+    class After(SampledPrompts, Before):
+        def _generate_and_score_completions(self, inputs):
+            batch = super()._generate_and_score_completions(inputs)
+            seen[-1]["weighted"] = batch["advantages"]
+            return batch
+
+        def _calculate_rewards(self, *args):
+            rewards = super()._calculate_rewards(*args)
+            self.deviations = [*getattr(self, "deviations", []), rewards[:, 0].view(2, 4).std(1)]
+            return rewards
+
+    sampler = sampler_of("OnlineImportance", alpha=0.0)
+    trainer = tiny_grpo.trainer(After, tmp_path, max_steps=4, prompt_sampler=sampler)
+    trainer.train()
+    observed = {}
+    for batch, deviation in zip(seen, trainer.deviations, strict=True):
+        assert torch.equal(batch["weighted"], batch["advantages"])  # the first epoch is an ordinary one
+        observed |= dict(zip(batch["rows"][::4], deviation.tolist(), strict=True))
+    assert sampler.memory["loss" if "loss" in sampler.fields else "importance"].tolist() == pytest.approx(
+        [observed[row] for row in range(8)]
+    )
+    seen.clear()
+    importance = torch.tensor([observed[row] for row in range(8)])
+    importance += 0.1 * importance.mean()
+    trainer.args.max_steps = 1
+    trainer.train()  # another epoch of the sampler
+    share = importance / importance.sum()
+    weight = 1 / (8 * share[torch.tensor(seen[0]["rows"])])
+    assert seen[0]["advantages"].abs().max() > 0.1
+    torch.testing.assert_close(seen[0]["weighted"], weight * seen[0]["advantages"], rtol=1e-5, atol=1e-6)
+
+
+def test_messages_of_the_trainers(tmp_path):
+    with pytest.raises(TypeError, match="OneRead: Alone must have GRPOTrainer or RLOOTrainer behind it, got neither"):
+        type("Alone", (OneRead,), {})()
+    other = ta.samplers.MixedOrder
+    how = {"pivot": 0, "by": "loss"}
+    for sampler, message in (
+        (other(9, batch_size=2, drop_last=True, **how), "be of the training set's length, 8, got 9"),
+        (
+            other(8, batch_size=4, drop_last=True, **how),
+            "have batch_size=2, generation_batch_size / num_generations, got 4",
+        ),
+        (other(8, batch_size=2, **how), "have drop_last=True, got False"),
+        (
+            other(8, batch_size=2, drop_last=True, rank=1, num_replicas=2, **how),
+            "have rank=0 and num_replicas=1 on every process, got (1, 2)",
+        ),
+    ):
+        with pytest.raises(ValueError, match=re.escape(f"SampledPrompts: prompt_sampler must {message}")):
+            tiny_grpo.trainer(Chosen, tmp_path, prompt_sampler=sampler)
+    message = "SampledPrompts: prompt_sampler must be a cross-epoch sampler of torchassay, got list"
+    with pytest.raises(TypeError, match=message):
+        tiny_grpo.trainer(Chosen, tmp_path, prompt_sampler=[1, 2])
+    message = "SampledPrompts: ignore_data_skip must be False with a prompt_sampler, got True"
+    with pytest.raises(ValueError, match=message):
+        tiny_grpo.trainer(Chosen, tmp_path, prompt_sampler=sampler_of("MixedOrder"), ignore_data_skip=True)
+    plain = tiny_grpo.trainer(GRPOTrainer, tmp_path, max_steps=1, save_strategy="steps", save_steps=1)
+    plain.train()
+    trainer = tiny_grpo.trainer(Chosen, tmp_path, max_steps=2, prompt_sampler=sampler_of("MixedOrder"))
+    with pytest.raises(ValueError, match=r"checkpoint-1 must hold prompt_sampler\.pt, got no such file"):
+        trainer.train(resume_from_checkpoint=True)
