@@ -3,9 +3,9 @@
 from types import SimpleNamespace
 
 from torch import Tensor
-from torchassay.integrations.trl import OneRead
+from torchassay.integrations.trl import OneReadMixin
 
 
 def mask_of(rank: int, entropies: list[Tensor], masks: list[Tensor], threshold: float) -> Tensor:
     trainer = SimpleNamespace(accelerator=SimpleNamespace(num_processes=len(masks)))
-    return OneRead.get_high_entropy_mask(trainer, entropies[rank], masks[rank], threshold)
+    return OneReadMixin.get_high_entropy_mask(trainer, entropies[rank], masks[rank], threshold)

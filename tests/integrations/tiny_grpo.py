@@ -42,7 +42,7 @@ class Odd:
 
 
 def trainer(kind: type, folder, reward=None, policy=None, **options):
-    sampler = {"prompt_sampler": options.pop("prompt_sampler")} if "prompt_sampler" in options else {}
+    sampler = {"sampler": options.pop("sampler")} if "sampler" in options else {}
     fixed = {"per_device_train_batch_size": 8, "num_generations": 4, "max_completion_length": LENGTH}
     fixed |= {"learning_rate": 0.02, "seed": 3, "logging_steps": 1, "report_to": [], "disable_tqdm": True}
     fixed |= {"use_cpu": True, "bf16": False, "save_strategy": "no"}
@@ -54,4 +54,4 @@ def trainer(kind: type, folder, reward=None, policy=None, **options):
 def curve(trained) -> dict[str, list[float]]:
     """What the trainer logged of every step."""
     logs = [log for log in trained.state.log_history if "loss" in log]
-    return {name: [log[name] for log in logs] for name in ("loss", "grad_norm", "entropy", "reward")}
+    return {name: [log[name] for log in logs] for name in ("loss", "grad_norm", "entropy")}

@@ -2,7 +2,7 @@
 
 The functions need no TRL. The classes are mixins, which come before one of TRL's trainers::
 
-    class Trainer(OneRead, SampledPrompts, GRPOTrainer):
+    class Trainer(OneReadMixin, PromptSamplerMixin, GRPOTrainer):
         pass
 """
 
@@ -30,7 +30,7 @@ from torchassay.samplers.cross_epoch import CrossEpoch
 from torchassay.selection import top_fraction
 
 SCALES = ("logit_scale", "output_multiplier", "lm_head_multiplier", "logits_scaling")  # of logits, in configs
-STATE = "prompt_sampler.pt"  # in a checkpoint
+STATE = "torchassay_sampler"  # in a checkpoint
 _IGNORED = -100
 
 
@@ -106,13 +106,13 @@ def _masked(function: str, index: Tensor, row_mask: Tensor | None) -> Tensor:
     return index.masked_fill(row_mask == 0, _IGNORED)
 
 
-class OneRead:
+class OneReadMixin:
     """Mixin for TRL's GRPOTrainer and RLOOTrainer: log-probabilities and entropies by
     `torchassay.linear_log_prob_entropy`, and the mask of `top_entropy_quantile` by `torchassay.top_fraction`.
 
     ::
 
-        class Trainer(OneRead, GRPOTrainer):
+        class Trainer(OneReadMixin, GRPOTrainer):
             pass
 
     TRL gives its models a forward that goes from hidden states to log-probabilities by tiles of the vocabulary; this
@@ -124,8 +124,9 @@ class OneRead:
     shifted beforehand.
 
     The mask keeps exactly round(``top_entropy_quantile`` * N) of the N tokens of all ranks; of equal entropies the
-    first ones. TRL's keeps all at or above an interpolated quantile: usually as many or one more, and all that are
-    equal to it. There is no limit to N, where `torch.quantile` raises above 2^24, and entropies are not gathered.
+    first ones. TRL's keeps all that reach an interpolated quantile, which may be one more or one fewer; of entropies
+    equal to it all, as the first tokens of one prompt's completions are. There is no limit to N, where `torch.quantile`
+    raises above 2^24, and entropies are not gathered.
 
     Raises:
         TypeError: no trainer that takes log-probabilities and entropies from such a forward comes behind it.
@@ -134,7 +135,9 @@ class OneRead:
     def __init__(self, *args, **kwargs):
         if not hasattr(super(), "_get_per_token_logps_and_entropies"):
             name = type(self).__name__
-            raise checks.InputTypeError(f"OneRead: {name} must have GRPOTrainer or RLOOTrainer behind it, got neither")
+            raise checks.InputTypeError(
+                f"OneReadMixin: {name} must have GRPOTrainer or RLOOTrainer behind it, got neither"
+            )
         super().__init__(*args, **kwargs)
         for model in (self.model, self.ref_model):
             if model is not None:
@@ -162,7 +165,7 @@ def _replace_head(model: nn.Module, temperature: float, wide: bool) -> None:
     else:
         what = None
     if what is not None:
-        reason = f"OneRead: {type(model).__name__} {what}; TRL's own head goes on"
+        reason = f"OneReadMixin: {type(model).__name__} {what}; TRL's own head goes on"
         warnings.warn(reason, BackendFallback, stacklevel=3)
         return
 
@@ -199,27 +202,27 @@ def _scores(
         return linear_log_prob_entropy(hidden, weight, target, **how)
 
 
-class SampledPrompts:
+class PromptSamplerMixin:
     """Mixin for TRL's GRPOTrainer: a cross-epoch sampler of torchassay chooses the prompts.
 
     ::
 
-        class Trainer(SampledPrompts, GRPOTrainer):
+        class Trainer(PromptSamplerMixin, GRPOTrainer):
             pass
 
         sampler = ta.samplers.OnlineImportance(len(dataset), batch_size=8, drop_last=True, signal="loss")
-        trainer = Trainer(model, rewards, args, dataset, prompt_sampler=sampler)
+        trainer = Trainer(model, rewards, args, dataset, sampler=sampler)
 
     Each of the sampler's batches is what one generation takes: ``generation_batch_size / num_generations`` prompts,
     each for ``num_generations`` completions. It is observed when it has been trained on. A weight of the sampler
     multiplies the advantages of its prompt. What is observed says `prompt_scores`.
 
-    Checkpoints hold the sampler's state as ``prompt_sampler.pt``; ``train(resume_from_checkpoint=...)`` goes on from
+    Checkpoints hold the sampler's state as ``torchassay_sampler``; ``train(resume_from_checkpoint=...)`` goes on from
     it, with the prompts that an uninterrupted run would take. A checkpoint in the middle of a generation's steps
     generates anew for the same prompts, as TRL does.
 
     Args:
-        prompt_sampler: a `CrossEpoch` of the training set's length, with ``drop_last=True``, and of several processes
+        sampler: a `CrossEpoch` of the training set's length, with ``drop_last=True``, and of several processes
             the same on each, ``rank=0, num_replicas=1``: all see all rewards. None: TRL's own sampler.
 
     Raises:
@@ -227,12 +230,12 @@ class SampledPrompts:
         TypeError: a sampler of another type.
     """
 
-    def __init__(self, *args, prompt_sampler: CrossEpoch | None = None, **kwargs):
+    def __init__(self, *args, sampler: CrossEpoch | None = None, **kwargs):
         super().__init__(*args, **kwargs)
-        self.prompt_sampler = prompt_sampler
+        self.sampler = sampler
         self._prompts: _Repeated | None = None
-        if prompt_sampler is not None:
-            _check_sampler(prompt_sampler, self)
+        if sampler is not None:
+            _check_sampler(sampler, self)
 
     def prompt_scores(self, rewards: Tensor) -> dict[str, Tensor]:
         """What the sampler is told of a batch of prompts.
@@ -245,12 +248,12 @@ class SampledPrompts:
             same, GRPO has nothing to learn from the prompt. That this stands for what the sampler's method calls loss
             or gradient norm is our assumption: override the method for another value.
         """
-        return dict.fromkeys(self.prompt_sampler.needs, rewards.std(1))
+        return dict.fromkeys(self.sampler.needs, rewards.std(1))
 
     def _get_train_sampler(self, dataset=None) -> Sampler:
-        if self.prompt_sampler is None:
+        if self.sampler is None:
             return super()._get_train_sampler(dataset)
-        self._prompts = _Repeated(self.prompt_sampler, self.num_generations, self._steps_per_prompts())
+        self._prompts = _Repeated(self.sampler, self.num_generations, self._steps_per_prompts())
         return self._prompts
 
     def _steps_per_prompts(self) -> int:
@@ -258,7 +261,7 @@ class SampledPrompts:
 
     def _calculate_rewards(self, *args, **kwargs) -> Tensor:
         by_function = super()._calculate_rewards(*args, **kwargs)  # of all processes
-        if self.prompt_sampler is not None and self.model.training:
+        if self.sampler is not None and self.model.training:
             rewards = (by_function * self.reward_weights.to(by_function.device)).nansum(1)
             rewards = rewards.masked_fill(by_function.isnan().all(1), torch.nan)
             self._observed = self.prompt_scores(rewards.view(-1, self.num_generations))
@@ -266,8 +269,8 @@ class SampledPrompts:
 
     def _generate_and_score_completions(self, inputs: list) -> dict:
         batch = super()._generate_and_score_completions(inputs)
-        if self.prompt_sampler is not None and self.model.training:
-            _, weight = self.prompt_sampler._batch(self.prompt_sampler.position)
+        if self.sampler is not None and self.model.training:
+            _, weight = self.sampler._batch(self.sampler.position)
             if weight is not None:
                 first = self.accelerator.process_index * len(inputs)
                 by_row = torch.from_numpy(weight).repeat_interleave(self.num_generations)[first : first + len(inputs)]
@@ -276,29 +279,30 @@ class SampledPrompts:
 
     def training_step(self, *args, **kwargs) -> Tensor:
         loss = super().training_step(*args, **kwargs)
-        if self.prompt_sampler is not None and self._step % self._steps_per_prompts() == 0:
-            index, _ = self.prompt_sampler._batch(self.prompt_sampler.position)
-            self.prompt_sampler.observe(torch.from_numpy(index).long(), self._observed)
+        if self.sampler is not None and self._step % self._steps_per_prompts() == 0:
+            index, _ = self.sampler._batch(self.sampler.position)
+            self.sampler.observe(torch.from_numpy(index).long(), self._observed)
         return loss
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
-        if self.prompt_sampler is not None and self.args.should_save:
-            state = {"sampler": self.prompt_sampler.state_dict(), "step": self._step}
+        if self.sampler is not None and self.args.should_save:
+            state = {"sampler": self.sampler.state_dict(), "step": self._step}
             states.save(Path(output_dir) / STATE, state)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
-        if self.prompt_sampler is None or checkpoint is None:
+        if self.sampler is None or checkpoint is None:
             return
         path = Path(checkpoint) / STATE
         if not path.exists():
-            raise checks.InputValueError(f"SampledPrompts: {os.fspath(checkpoint)} must hold {STATE}, got no such file")
+            raise checks.InputValueError(
+                f"PromptSamplerMixin: {os.fspath(checkpoint)} must hold {STATE}, got no such file"
+            )
         state = states.load(path)
-        self.prompt_sampler.load_state_dict(state["sampler"])
-        self.prompt_sampler._resumed = False  # the trainer fetches in bursts, but always in the same
+        self.sampler.load_state_dict(state["sampler"])
         self._step = state["step"]  # so that generations stay with their prompts
-        self._prompts.skipped = self.prompt_sampler.position
+        self._prompts.skipped = self.sampler.position
 
 
 class _Repeated(Sampler):
@@ -328,10 +332,10 @@ class _Repeated(Sampler):
 
 
 def _check_sampler(sampler: CrossEpoch, trainer) -> None:
-    name = "SampledPrompts"
+    name = "PromptSamplerMixin"
     if not isinstance(sampler, CrossEpoch):
         got = type(sampler).__name__
-        raise checks.InputTypeError(f"{name}: prompt_sampler must be a cross-epoch sampler of torchassay, got {got}")
+        raise checks.InputTypeError(f"{name}: sampler must be a cross-epoch sampler of torchassay, got {got}")
     prompts, args = len(trainer.train_dataset), trainer.args
     batch = args.generation_batch_size // trainer.num_generations
     replicas = sampler._replicas
@@ -342,6 +346,6 @@ def _check_sampler(sampler: CrossEpoch, trainer) -> None:
         ("have rank=0 and num_replicas=1 on every process", (0, 1), (replicas.rank, replicas.world)),
     ):
         if got != expected:
-            raise checks.InputValueError(f"{name}: prompt_sampler must {what}, got {got}")
+            raise checks.InputValueError(f"{name}: sampler must {what}, got {got}")
     if args.ignore_data_skip:
-        raise checks.InputValueError(f"{name}: ignore_data_skip must be False with a prompt_sampler, got True")
+        raise checks.InputValueError(f"{name}: ignore_data_skip must be False with a sampler, got True")

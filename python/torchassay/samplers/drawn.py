@@ -22,7 +22,7 @@ class Drawn(CrossEpoch):
 
     def _start(self, plan_dir: str | os.PathLike | None) -> None:
         self._queue: list[dict] = []  # drawn and not yet observed: {"batch": k, "index": Tensor, "weight": Tensor}
-        self._resumed = False
+        self._lags: tuple[int, ...] = ()  # with which the first draw after a resume may come; empty: any
 
     # ---- for methods
 
@@ -41,18 +41,18 @@ class Drawn(CrossEpoch):
             self._turn()
         self._clock[EPOCH], self._clock[POSITION], self._clock[BEGUN] = epoch, 0, 0
         self._queue.clear()
-        self._resumed = False
+        self._lags = ()
 
     def _batch(self, k: int) -> Batch:
         for drawn in self._queue:
             if drawn["batch"] == k:
                 return drawn["index"].numpy(), drawn["weight"].numpy()
         lag = k - self.position
-        if self._resumed and lag != self._clock[LAG]:
+        if self._lags and lag not in self._lags:
             expected = f"{self._clock[LAG]} batches ahead, as when the state was saved"
             hint = "use the same num_workers and prefetch_factor"
             raise RuntimeError(f"{type(self).__name__}: the loader must draw {expected}, got {lag}; {hint}")
-        self._resumed, self._clock[LAG] = False, lag
+        self._lags, self._clock[LAG] = (), lag
         with self._counters.scoring():
             index, weight = self._draw(k)
         self._queue.append({"batch": k, "index": index, "weight": weight})
@@ -69,4 +69,6 @@ class Drawn(CrossEpoch):
 
     def _load(self, state: dict) -> None:
         self._queue[:] = [dict(drawn) for drawn in state["queue"]]
-        self._resumed = bool(self._queue) or self.position > 0
+        # Behind all that was drawn; or as far as before, where the loader had the first of the queue in its hands. A loop
+        # that fetches the batches of several steps at once draws each of them with another lag.
+        self._lags = (len(self._queue), int(self._clock[LAG])) if self._queue or self.position > 0 else ()
