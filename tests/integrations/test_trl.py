@@ -1,6 +1,7 @@
 """TRL's helpers and GRPO trainings, beside torchassay's in their place."""
 
 import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -499,7 +500,8 @@ def test_messages_of_the_trainers(tmp_path):
     plain = tiny_grpo.trainer(GRPOTrainer, tmp_path, max_steps=1, save_strategy="steps", save_steps=1)
     plain.train()
     trainer = tiny_grpo.trainer(Chosen, tmp_path, max_steps=2, sampler=sampler_of("MixedOrder"))
-    with pytest.raises(ValueError, match=r"checkpoint-1 must hold sampler\.pt, got no such file"):
+    message = r"checkpoint-1 must hold the sampler's state, torchassay_sampler, as without save_only_model, got none"
+    with pytest.raises(ValueError, match=message):
         trainer.train(resume_from_checkpoint=True)
 
 

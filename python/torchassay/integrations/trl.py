@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import os
 import types
 import warnings
 from pathlib import Path
@@ -296,9 +295,8 @@ class PromptSamplerMixin:
             return
         path = Path(checkpoint) / STATE
         if not path.exists():
-            raise checks.InputValueError(
-                f"PromptSamplerMixin: {os.fspath(checkpoint)} must hold {STATE}, got no such file"
-            )
+            expected = f"the sampler's state, {STATE}, as without save_only_model"
+            raise checks.InputValueError(f"PromptSamplerMixin: {path.parent} must hold {expected}, got none")
         state = states.load(path)
         self.sampler.load_state_dict(state["sampler"])
         self._step = state["step"]  # so that generations stay with their prompts

@@ -69,6 +69,6 @@ class Drawn(CrossEpoch):
 
     def _load(self, state: dict) -> None:
         self._queue[:] = [dict(drawn) for drawn in state["queue"]]
-        # Behind all that was drawn; or as far as before, where the loader had the first of the queue in its hands. A loop
-        # that fetches the batches of several steps at once draws each of them with another lag.
+        # Behind all that was drawn; or as far as before, where the loader had the first of the queue in its hands. A
+        # loop that fetches the batches of several steps at once draws each of them with another lag.
         self._lags = (len(self._queue), int(self._clock[LAG])) if self._queue or self.position > 0 else ()
