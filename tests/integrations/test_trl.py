@@ -1,6 +1,9 @@
 """TRL's helpers and GRPO trainings, beside torchassay's in their place."""
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,7 +19,7 @@ from ranks import on_ranks
 from torchassay.backends import BackendFallback
 from torchassay.integrations import trl as ours
 from torchassay.integrations.trl import OneReadMixin, PromptSamplerMixin
-from trl import GRPOTrainer
+from trl import GRPOTrainer, RLOOConfig, RLOOTrainer
 from trl.trainer import utils as theirs
 
 pytestmark = pytest.mark.filterwarnings("default")  # others' warnings are not ours to mend
@@ -347,6 +350,17 @@ def test_the_loss_curve_is_trls(tmp_path, options):
         assert len(values) == 4 and values[:steps] == pytest.approx(curves[0][name][:steps], rel=1e-4, abs=1e-6), name
 
 
+def test_the_loss_curve_of_rloo(tmp_path):
+    curves = []
+    for kind in (RLOOTrainer, type("Ours", (OneReadMixin, RLOOTrainer), {})):
+        trainer = tiny_grpo.trainer(kind, tmp_path, config=RLOOConfig, max_steps=3, beta=0.0)
+        trainer.train()
+        curves.append(tiny_grpo.curve(trainer))
+    assert min(curves[0]["grad_norm"]) > 1
+    for name, values in curves[1].items():
+        assert values == pytest.approx(curves[0][name], rel=1e-4, abs=1e-6), name
+
+
 def test_reference_model_has_the_head_too(tmp_path):
     """A KL term that compares two heads of the same kind: exactly 0 at the first step."""
     tiny_grpo.model().save_pretrained(tmp_path / "policy")
@@ -418,6 +432,24 @@ def test_checkpoint_within_a_generation(tmp_path):
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
     assert rest.rows[0] == whole.rows[1] and len(rest.rows) == 3
     assert resumed.sampler.memory.visits.sum() == 8
+
+
+def test_prompts_of_two_ranks(tmp_path):
+    """Every completion of a prompt on one rank, and both samplers told of all prompts; also after a resume."""
+    script = Path(__file__).with_name("grpo_ranks.py")
+    command = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    ended = subprocess.run([*command, script, tmp_path], env=environment, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr[-4000:]
+    ranks = [torch.load(tmp_path / f"rank{rank}", weights_only=True) for rank in range(2)]
+    for found in ranks:
+        assert len(found["whole"]["rows"]) == 5 and found["resumed"]["rows"] == found["whole"]["rows"][3:]
+        assert all(rows == [rows[0]] * 4 + [rows[4]] * 4 for rows in found["whole"]["rows"])
+        assert found["resumed"]["loss"] == found["whole"]["loss"] == ranks[0]["whole"]["loss"]
+        for of_run in found.values():
+            assert torch.equal(of_run["importance"], ranks[0]["whole"]["importance"])
+    first_epoch = [rows[::4] for found in ranks for rows in found["whole"]["rows"][:2]]
+    assert sorted(row for rows in first_epoch for row in rows) == list(range(8))
 
 
 def test_without_a_sampler_it_is_trls_training(tmp_path):

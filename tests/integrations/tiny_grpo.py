@@ -41,13 +41,13 @@ class Odd:
         return [float(sum(token % 2 for token in tokens)) for tokens in completion_ids]
 
 
-def trainer(kind: type, folder, reward=None, policy=None, **options):
-    sampler = {"sampler": options.pop("sampler")} if "sampler" in options else {}
+def trainer(kind: type, folder, reward=None, policy=None, config=GRPOConfig, **options):
+    sampler = {"sampler": options.pop("sampler")} if "sampler" in options else {}  # TRL's trainers take none
     fixed = {"per_device_train_batch_size": 8, "num_generations": 4, "max_completion_length": LENGTH}
     fixed |= {"learning_rate": 0.02, "seed": 3, "logging_steps": 1, "report_to": [], "disable_tqdm": True}
     fixed |= {"use_cpu": True, "bf16": False, "save_strategy": "no"}
     fixed |= {"generation_kwargs": {"min_new_tokens": LENGTH}}
-    arguments = GRPOConfig(output_dir=str(folder), **fixed | options)
+    arguments = config(output_dir=str(folder), **fixed | options)
     return kind(policy or model(), reward or Odd(), arguments, PROMPTS, processing_class=tokenizer(), **sampler)
 
 
