@@ -115,8 +115,8 @@ class OneReadMixin:
             pass
 
     TRL gives its models a forward that goes from hidden states to log-probabilities by tiles of the vocabulary; this
-    one takes its place, for the tokens of the completions alone. Everything around it is TRL's: inputs (images too),
-    temperature, autocast, ``cast_lm_head_to_fp32``, chunks of the batch. A softcap of the config is honoured.
+    one takes its place, for the tokens of the completions alone. It honours the temperature, autocast,
+    ``cast_lm_head_to_fp32``, a bias of the head and a softcap of the config; everything around it is TRL's.
 
     TRL's own head goes on where this one does not fit: models that multiply their logits and mixtures of experts that
     ask for their balancing loss (a `BackendFallback` warning says so at the start), sharded heads of ZeRO-3, and labels
@@ -133,10 +133,8 @@ class OneReadMixin:
 
     def __init__(self, *args, **kwargs):
         if not hasattr(super(), "_get_per_token_logps_and_entropies"):
-            name = type(self).__name__
-            raise checks.InputTypeError(
-                f"OneReadMixin: {name} must have GRPOTrainer or RLOOTrainer behind it, got neither"
-            )
+            expected = "GRPOTrainer or RLOOTrainer behind it"
+            raise checks.InputTypeError(f"OneReadMixin: {type(self).__name__} must have {expected}, got neither")
         super().__init__(*args, **kwargs)
         for model in (self.model, self.ref_model):
             if model is not None:
@@ -191,9 +189,8 @@ def _replace_head(model: nn.Module, temperature: float, wide: bool) -> None:
 def _scores(
     hidden: Tensor, head: nn.Linear, target: Tensor, temperature: float, softcap: float | None, wide: bool
 ) -> tuple[Tensor, Tensor]:
-    weight, bias = (
-        value.full_tensor() if isinstance(value, DTensor) else value for value in (head.weight, head.bias)
-    )  # FSDP's shards are of the parameters: each rank has tokens of its own
+    # FSDP's shards are of the parameters alone, and each rank has tokens of its own
+    weight, bias = (value.full_tensor() if isinstance(value, DTensor) else value for value in (head.weight, head.bias))
     with torch.autocast(hidden.device.type, enabled=False) if wide else contextlib.nullcontext():
         hidden = hidden.float() if wide else hidden
         weight, bias = weight.to(hidden.dtype), None if bias is None else bias.to(hidden.dtype)
