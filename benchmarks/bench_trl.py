@@ -17,7 +17,7 @@ import torchassay as ta
 from torchassay.integrations import trl as ours
 
 theirs = pytest.importorskip("trl.trainer.utils")
-ROWS, FEATURES, CLASSES = 512, 256, 151_936
+ROWS, FEATURES, CLASSES = 256, 256, 151_936
 
 
 def trained(found: tuple[torch.Tensor, torch.Tensor], *leaves: torch.Tensor) -> list[torch.Tensor]:
