@@ -37,17 +37,18 @@ def test_frozen_operands(wanted, fast_place):
     assert not frozen.requires_grad and frozen.grad_fn is None
 
 
-def test_one_gradient_of_log_prob_and_entropy_at_a_time(double_place):
+@pytest.mark.parametrize("softcap", [None, 2.0])
+def test_one_gradient_of_log_prob_and_entropy_at_a_time(double_place, softcap):
     """Each output alone and both: against those of the logits, in float64."""
     h = head(11, 7, 1300, torch.float64, place=double_place)
     T = torch.linspace(0.5, 2, 11, dtype=torch.float64)
-    exact = linear_heads.truth(h, Case(temperature=T))
+    exact = linear_heads.truth(h, Case(temperature=T, softcap=softcap))
     up = [upstream_of(11, seed=seed).to(h.input.device) for seed in (5, 6)]
     for of_loss, of_entropy in ((1, 0), (0, 1), (1, 1)):
         leaves = h.leaves()
         how = {"linear_bias": leaves.bias, "temperature": T.to(h.input.device), "max_workspace_bytes": h.least()}
         log_prob, entropy = ta.linear_log_prob_entropy(
-            leaves.input, leaves.weight, leaves.target, backend=double_place.backend, **how
+            leaves.input, leaves.weight, leaves.target, softcap=softcap, backend=double_place.backend, **how
         )
         torch.testing.assert_close(-log_prob.detach().cpu(), exact.signals["loss"], rtol=1e-11, atol=1e-13)
         torch.testing.assert_close(entropy.detach().cpu(), exact.signals["entropy"], rtol=1e-11, atol=1e-13)

@@ -167,6 +167,7 @@ def linear_log_prob_entropy(
     *,
     linear_bias: Tensor | None = None,
     temperature: float | Tensor = 1.0,
+    softcap: float | None = None,
     ignore_index: int = -100,
     max_workspace_bytes: int | None = None,
     group: dist.ProcessGroup | None = None,
@@ -181,7 +182,7 @@ def linear_log_prob_entropy(
         differentiable in input, linear_weight and linear_bias.
     """
     input, linear_weight, linear_bias = reference.autocast(input, linear_weight, linear_bias)
-    of_call = given(None, 0.0, temperature, None), ignore_index, backend, group
+    of_call = given(None, 0.0, temperature, softcap), ignore_index, backend, group
     rows = LinearRows("linear_log_prob_entropy", input, linear_weight, linear_bias, target, *of_call)
     rows.check((), max_workspace_bytes)
     bits = BIT["loss"] | BIT["entropy"]

@@ -85,12 +85,13 @@ def linear_log_prob_entropy(
     *,
     linear_bias: Tensor | None = None,
     temperature: float | Tensor = 1.0,
+    softcap: float | None = None,
     ignore_index: int = -100,
 ) -> tuple[Tensor, Tensor]:
     """`torchassay.linear_log_prob_entropy` in plain torch, differentiated by autograd."""
     function = "linear_log_prob_entropy"
     head = autocast(input, linear_weight, linear_bias)
-    options = given(None, 0.0, temperature, None)
+    options = given(None, 0.0, temperature, softcap)
     checks.linear(function, *head, target, (), options, ignore_index)
     bits = BIT["loss"] | BIT["entropy"]
     found = _signals(function, head, target, options or Options(), ignore_index, bits, None)
