@@ -15,6 +15,7 @@ import torch
 from clock import DEVICE, QUICK, ROUNDS, machine, milliseconds, seconds_left
 
 _OF_THE_CPU = ["bench_row_*.py", "bench_host_cost.py", "bench_plans.py", "bench_samplers.py", "bench_linear.py"]
+_OF_THE_CPU += ["bench_weighted.py"]
 collect_ignore_glob = ["bench_gpu.py"] if DEVICE == "cpu" else _OF_THE_CPU
 
 RESULTS = Path(__file__).parent / "results"
@@ -29,7 +30,7 @@ if DEVICE != "cpu":
     )
     HOW += "\n\nA quick run: few shapes." if QUICK else ""
 
-_OF_SAMPLERS = ("bench_plans", "bench_samplers")  # whose tables are a file of their own
+_FILES = {"bench_plans": "samplers", "bench_samplers": "samplers", "bench_weighted": "weighted"}  # of their own
 _tables: dict[str, tables.Tables] = {}  # by file
 
 
@@ -82,7 +83,7 @@ def _save() -> str:
 @pytest.fixture
 def record(request):
     """``record(topic, {column: value})``: one row of a table."""
-    file = "samplers" if request.module.__name__.split(".")[-1] in _OF_SAMPLERS else _name()
+    file = _FILES.get(request.module.__name__.split(".")[-1]) or _name()
 
     def add(topic: str, row: dict) -> None:
         _tables.setdefault(file, {}).setdefault(topic, []).append(row)

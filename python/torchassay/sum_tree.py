@@ -45,10 +45,10 @@ class SumTree:
         >>> import torch, torchassay as ta
         >>> tree = ta.SumTree(torch.tensor([0.5, 0.0, 1.5, 2.0]))
         >>> tree.sample(6, seed=0)
-        tensor([3, 2, 3, 2, 3, 2])
+        tensor([2, 2, 3, 0, 2, 3])
         >>> tree.update(torch.tensor([3, 1]), torch.tensor([0.0, 0.25]))
         >>> tree.total, tree.sample(3, seed=(0, 1), replacement=False)
-        (2.25, tensor([2, 0, 1]))
+        (2.25, tensor([0, 2, 1]))
     """
 
     def __init__(self, weights: Numbers | int, path: str | os.PathLike | None = None):
@@ -60,9 +60,11 @@ class SumTree:
             n = len(source)
         if n < 1:
             raise checks.InputValueError("SumTree: weights must hold at least one, got none")
+        self._file: np.memmap | None = None
         if path is None:
             self._leaves = _aligned(n)
-            self._load(source)
+            self._leaves[:] = source
+            self._build("SumTree", "weights must be")
         else:
             self._create(Path(path), np.broadcast_to(source, n))
 
@@ -76,7 +78,7 @@ class SumTree:
             ValueError: another file, one that was cut off, or one that holds what is no weight.
         """
         tree = cls.__new__(cls)
-        tree._leaves = _mapped(Path(path))
+        tree._map(Path(path))
         tree._build("SumTree.open", f"{path} must hold weights")
         return tree
 
@@ -89,7 +91,8 @@ class SumTree:
     @property
     def total(self) -> float:
         """The sum of all weights."""
-        return float(reference.added(self._sums[-reference.CHILDREN :]))
+        with np.errstate(over="ignore"):
+            return float(reference.added(self._sums[-reference.CHILDREN :]))
 
     @property
     def positive(self) -> int:
@@ -115,7 +118,8 @@ class SumTree:
         Args:
             n: how many, at least 0.
             seed: an int in [0, 2^64), or several, such as (seed, epoch, step). Draws depend on them and on the weights
-                alone: the same on every machine, with any number of threads, and of n + 1 draws the first n are these.
+                alone: the same on every machine, with any number of threads, and with replacement the first n of
+                n + 1 draws are these.
             replacement: False: successive sampling, every next one in proportion to its weight among those not yet
                 drawn; all are different. The tree is not touched.
 
@@ -169,14 +173,10 @@ class SumTree:
 
     def flush(self) -> None:
         """Write what has changed to the file, if there is one, and wait until it is on the disk."""
-        if isinstance(self._leaves, np.memmap):
-            self._leaves.flush()
+        if self._file is not None:
+            self._file.flush()
 
     # ---- inside
-
-    def _load(self, weights: np.ndarray) -> None:
-        self._leaves[:] = weights
-        self._build("SumTree", "weights must be")
 
     def _create(self, path: Path, weights: np.ndarray) -> None:
         """Make the file under another name first, and give it its own once it is whole and right."""
@@ -191,11 +191,15 @@ class SumTree:
                     file.write(weights[first : first + WRITTEN].astype(np.float64).data)
                 file.flush()
                 os.fsync(file.fileno())
-            self._leaves = _mapped(fresh)
+            self._map(fresh)
             self._build("SumTree", "weights must be")
             fresh.rename(path)
         finally:
             fresh.unlink(missing_ok=True)
+
+    def _map(self, path: Path) -> None:
+        self._file = _mapped(path)
+        self._leaves = np.asarray(self._file)
 
     def _build(self, function: str, expected: str) -> None:
         """All sums anew, after a look at every weight."""

@@ -76,7 +76,7 @@ def update(leaves: np.ndarray, sums: np.ndarray, index: np.ndarray, weights: np.
         touched = np.unique(touched // CHILDREN)
         level[touched] = added(children(below, touched))
         below = level
-    return gained
+    return int(gained)
 
 
 def without(leaves: np.ndarray, sums: np.ndarray, gone: np.ndarray) -> list[Blocks]:

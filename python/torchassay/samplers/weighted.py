@@ -52,9 +52,9 @@ class WeightedSampler(states.Saved, Sampler):
         >>> import torch, torchassay as ta
         >>> sampler = ta.WeightedSampler([0.1, 0.0, 0.7, 0.2], num_samples=8)
         >>> list(sampler)
-        [2, 2, 2, 3, 2, 2, 0, 2]
+        [2, 3, 2, 2, 2, 3, 2, 2]
         >>> [list(ta.WeightedSampler([0.1, 0.0, 0.7, 0.2], 8, num_replicas=2, rank=rank)) for rank in range(2)]
-        [[2, 2, 2, 0], [2, 3, 2, 2]]
+        [[2, 2, 2, 2], [3, 2, 3, 2]]
     """
 
     def __init__(
@@ -78,6 +78,7 @@ class WeightedSampler(states.Saved, Sampler):
                 raise checks.InputTypeError(f"{name}: generator must be {expected}, got {type(generator).__name__}")
             number = torch.empty((), dtype=torch.int64, device=generator.device)
             seed = int(number.random_(generator=generator))
+        checks.integer(name, "seed", seed)
         key_of(name, seed)
         self.tree = weights if isinstance(weights, SumTree) else SumTree(weights)
         self.num_samples, self.replacement, self.seed = num_samples, replacement, seed
@@ -140,7 +141,7 @@ class WeightedSampler(states.Saved, Sampler):
         same = self._arguments() if self._generated else self._arguments() | {"seed": self.seed}
         states.expect("WeightedSampler", state, **same, **({} if "weights" in own else {"total": self.tree.total}))
         if "weights" in own:
-            self.tree._load(own["weights"].numpy())
+            self.tree.update(np.arange(len(self.tree)), own["weights"])
         self.seed, self._epoch = state["seed"], state["epoch"]
         self._resumed = self._begun = self._given = state["position"]
         self._told, self._ended = None, self._resumed == len(self)
