@@ -12,19 +12,10 @@ import numpy as np
 import pytest
 import torch
 import torchassay as ta
-from planning import resident
 
 DRAWS = 1024
 TOPIC = "1,024 draws by weight"
 PARTS = 64  # of the entries, whose shares of the draws are compared with their shares of the weights
-
-
-def memory(call: Callable[[], object]) -> float:
-    """MB of RAM that a call takes on the way."""
-    Path("/proc/self/clear_refs").write_text("5")  # the highest number so far starts anew
-    before = resident("VmRSS")
-    call()
-    return max(0, resident("VmHWM") - before) / 1e6
 
 
 def off(draw: Callable[[], object], weights: torch.Tensor) -> float:
@@ -55,14 +46,12 @@ def test_against_others(race, record, n):
             calls.pop("torch.multinomial")()
         assert "2^24" in str(error.value)
     assert all(abs(off(call, weights)) < 5 for call in calls.values())
-    takes = {name: memory(call) for name, call in calls.items()}
-    ms = race(calls, rounds=15)
-    row |= {"ms": ms["ours"], "MB": takes["ours"]}
+    ms = race(calls)
+    row |= {"ms": ms["ours"]}
     for name in ("torch.multinomial", "Generator.choice"):
         known = name in ms
         row[f"{name}, ms"] = ms[name] if known else "raises"
         row[f"{name}: times ours"] = ms[name] / ms["ours"] if known else ""
-        row[f"{name}, MB"] = takes[name] if known else ""
     record(TOPIC, row)
 
 

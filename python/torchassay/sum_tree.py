@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from torchassay import checks
 from torchassay.backends import native
 from torchassay.reference import sum_tree as reference
 
-WRITTEN = 1 << 20  # weights that are written to a file at a time
+AT_ONCE = 1 << 20  # weights that are copied or written at a time
 Numbers = Tensor | np.ndarray | Sequence[float]
 
 
@@ -54,19 +55,17 @@ class SumTree:
     def __init__(self, weights: Numbers | int, path: str | os.PathLike | None = None):
         if isinstance(weights, int):
             checks.integer("SumTree", "weights", weights, 1)
-            n, source = weights, np.zeros(1)
+            source = np.broadcast_to(0.0, weights)
         else:
             source = _numbers("SumTree", "weights", weights)
-            n = len(source)
-        if n < 1:
+        if not len(source):
             raise checks.InputValueError("SumTree: weights must hold at least one, got none")
         self._file: np.memmap | None = None
         if path is None:
-            self._leaves = _aligned(n)
-            self._leaves[:] = source
+            self._leaves = _copied(source)
             self._build("SumTree", "weights must be")
         else:
-            self._create(Path(path), np.broadcast_to(source, n))
+            self._create(Path(path), source)
 
     @classmethod
     def open(cls, path: str | os.PathLike) -> SumTree:
@@ -187,8 +186,8 @@ class SumTree:
             with open(fresh, "xb") as file:
                 described = {"descr": np.dtype(np.float64).str, "fortran_order": False, "shape": weights.shape}
                 np.lib.format.write_array_header_1_0(file, described)
-                for first in range(0, len(weights), WRITTEN):
-                    file.write(weights[first : first + WRITTEN].astype(np.float64).data)
+                for first in range(0, len(weights), AT_ONCE):
+                    file.write(weights[first : first + AT_ONCE].astype(np.float64).data)
                 file.flush()
                 os.fsync(file.fileno())
             self._map(fresh)
@@ -295,6 +294,21 @@ def _aligned(n: int) -> np.ndarray:
     room = np.empty(n + 16)
     first = -room.ctypes.data // 8 % 16
     return room[first : first + n]
+
+
+def _copied(source: np.ndarray) -> np.ndarray:
+    """As float64, by several threads: memory that is written for the first time costs more than what is written."""
+    found = _aligned(len(source))
+
+    def copy(first: int) -> None:
+        found[first : first + AT_ONCE] = source[first : first + AT_ONCE]
+
+    if len(source) <= AT_ONCE:
+        copy(0)
+    else:
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+            list(pool.map(copy, range(0, len(source), AT_ONCE)))
+    return found
 
 
 def _mapped(path: Path) -> np.memmap:
