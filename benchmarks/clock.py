@@ -1,4 +1,4 @@
-"""The machine that is measured, how long a call takes on it, and how much time there is."""
+"""The machine that is measured, how long a call takes on it, what memory it takes, and how much time there is."""
 
 from __future__ import annotations
 
@@ -32,6 +32,12 @@ def machine() -> str:
         if names:
             return f"{names[0].strip()}, {torch.get_num_threads()} threads"
     return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+
+
+def resident(what: str) -> int:
+    """Bytes of RAM: VmRSS now, VmHWM at most so far."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(line for line in lines if line.startswith(what)).split()[1])
 
 
 def milliseconds(call: Callable[[], object]) -> float:

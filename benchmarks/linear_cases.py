@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 import torchassay as ta
+from clock import resident
 from torch import Tensor
 from torchassay import speed
 
@@ -90,12 +91,6 @@ if hasattr(F, "linear_cross_entropy") and hasattr(torch.nn, "LinearCrossEntropyO
         return steps(hidden, weight, lambda h, w: F.linear_cross_entropy(h, w, target, options=options))
 
     TRAINERS["F.linear_cross_entropy, chunked"] = chunked_by_torch
-
-
-def resident(what: str) -> int:
-    """Bytes of RAM: VmRSS now, VmHWM at most so far."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * int(next(line for line in lines if line.startswith(what)).split()[1])
 
 
 def peak(name: str, dtype: torch.dtype) -> int:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torchassay as ta
+from clock import resident
 from torchassay import samplers
 from torchassay.samplers.planned import Planned
 
@@ -22,12 +23,6 @@ METHODS: dict[str, Callable[[int], Planned]] = {
     "BalanceAware, learned": lambda n: samplers.BalanceAware(n, batch_size=BATCH),
     "InfoBatch": lambda n: samplers.InfoBatch(n, batch_size=BATCH, epochs=100),
 }
-
-
-def resident(what: str) -> int:
-    """Bytes of RAM: VmRSS now, VmHWM at most so far."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * int(next(line for line in lines if line.startswith(what)).split()[1])
 
 
 def fill(memory: ta.SampleMemory) -> None:

@@ -1,5 +1,6 @@
 """Every error message, exactly; and nothing half done when one is raised. Types of errors: test_cross_entropy.py."""
 
+import messages
 import pytest
 import torch
 import torchassay as ta
@@ -289,19 +290,9 @@ CASES = {
 }
 
 
-def call(arguments):
-    function, *arguments = arguments
-    options = arguments.pop() if isinstance(arguments[-1], dict) else {}
-    return function(*arguments, **options)
-
-
 @pytest.mark.parametrize("case", CASES)
 def test_message(case):
-    arguments, kind, message = CASES[case]
-    with pytest.raises(kind) as error:
-        call(arguments)
-    assert str(error.value) == message
-    assert type(error.value) is (InputTypeError if kind is TypeError else InputValueError)
+    messages.check(CASES[case])
 
 
 @pytest.mark.parametrize("name", ["score", "cross_entropy", "log_prob", "log_prob_entropy", "entropy"])

@@ -1,9 +1,10 @@
 """Every error message of the functions of linear heads, exactly."""
 
+import messages
 import pytest
 import torch
 import torchassay as ta
-from torchassay.checks import InputTypeError, InputValueError
+from torchassay.checks import InputValueError
 
 H, W, Y = torch.zeros(4, 6), torch.zeros(9, 6), torch.tensor([0, 1, 2, 8])
 FLOATS = "float16, bfloat16, float32 or float64"
@@ -281,19 +282,9 @@ CASES = {
 }
 
 
-def call(arguments):
-    function, *arguments = arguments
-    options = arguments.pop() if isinstance(arguments[-1], dict) else {}
-    return function(*arguments, **options)
-
-
 @pytest.mark.parametrize("case", CASES)
 def test_message(case):
-    arguments, kind, message = CASES[case]
-    with pytest.raises(kind) as error:
-        call(arguments)
-    assert str(error.value) == message
-    assert type(error.value) is (InputTypeError if kind is TypeError else InputValueError)
+    messages.check(CASES[case])
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -304,7 +295,7 @@ def test_the_reference_module_checks_alike(case):
     if set(given) & {"max_workspace_bytes", "backend", "group"}:
         pytest.skip("the reference has no such argument")
     with pytest.raises(kind) as error:
-        call((getattr(ta.reference, function.__name__), *arguments))
+        messages.call((getattr(ta.reference, function.__name__), *arguments))
     assert str(error.value) == message
 
 

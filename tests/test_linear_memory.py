@@ -107,7 +107,7 @@ def test_ignored_rows_are_left_out_of_every_product(fast_place):
             result = loss_of(h, fast_place, **how)
             (result if torch.is_tensor(result) else result[0]).backward()
         found = products(profile)
-        assert len(found) == 4
+        assert len(found) == (3 if fast_place.backend == "triton" else 4)  # whose forward needs no product in memory
         return {size for shapes in found for shape in shapes for size in shape} - {6, 2100}
 
     assert rows_of() == rows_of(signals=("loss", "grad_norm", "target_margin", "weight_grad_norm")) == {16}

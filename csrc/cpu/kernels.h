@@ -160,6 +160,13 @@ inline __attribute__((always_inline)) int64_t target_at(const Targets& targets, 
     return targets.wide ? static_cast<const int64_t*>(targets.data)[i] : static_cast<const int32_t*>(targets.data)[i];
 }
 
+// Where the label of row i stands among the `classes` that are here; -1: elsewhere, or it is ignored.
+inline __attribute__((always_inline)) int64_t column_at(const Targets& targets, int64_t classes, int64_t i) {
+    const int64_t y = target_at(targets, i);
+    const bool here = y != targets.ignore_index && y >= targets.first && y - targets.first < classes;
+    return here ? y - targets.first : -1;
+}
+
 // Calls function<type to compute in, type in memory>(job, ...) for the rows of `job`.
 #define TORCHASSAY_BY_DTYPE(function, ...)                      \
     switch (job.rows.dtype) {                                   \

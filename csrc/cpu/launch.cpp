@@ -171,9 +171,7 @@ void complete_states(const StateJob& job) {
     for (int64_t j = 0; spread && j < classes; ++j) sum += double(spread[j]);
     for (int64_t i = 0; i < count; ++i) {
         const int64_t column = job.to.k[i], k = targets.first + column;
-        const int64_t y = targets.data ? target_at(targets, i) : targets.ignore_index;
-        const bool here = y != targets.ignore_index && y >= targets.first && y < targets.first + classes;
-        job.to.k[i] = here ? ~k : k;
+        job.to.k[i] = targets.data && column_at(targets, classes, i) >= 0 ? ~k : k;
         if (!spread) continue;
         numbers[6 * count + i] = T(sum - double(spread[column]));
         numbers[8 * count + i] = spread[column];

@@ -114,9 +114,7 @@ inline Label label_of(const OptionGradJob& job, int64_t row) {
     const Targets& targets = job.targets;
     const int64_t y = target_at(targets, row), total = targets.total ? targets.total : job.rows.classes;
     const bool ignored = y == targets.ignore_index, outside = !ignored && (y < 0 || y >= total);
-    const int64_t column = y - targets.first;
-    const bool here = !ignored && !outside && column >= 0 && column < job.rows.classes;
-    return {here ? column : -1, ignored, outside};
+    return {column_at(targets, job.rows.classes, row), ignored, outside};
 }
 
 // ---- one row along memory

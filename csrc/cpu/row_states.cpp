@@ -54,9 +54,8 @@ TORCHASSAY_INLINE void finish_rows(StateJob& job, const Logits& logits, int64_t 
     }
     T x_y[n] = {};
     for (int lane = 0; job.targets.data && lane < count; ++lane) {
-        const int64_t y = target_at(job.targets, i + lane), column = y - job.targets.first;
-        const bool here = y != job.targets.ignore_index && column >= 0 && column < job.rows.classes;
-        if (here) x_y[lane] = logits(lane, column);
+        const int64_t column = column_at(job.targets, job.rows.classes, i + lane);
+        if (column >= 0) x_y[lane] = logits(lane, column);
     }
     const V<T> numbers[kStateNumbers] = {sums.m, sums.u, sums.R, sums.T, Q, load<T>(x_y)};
     for (int q = 0; q < kStateNumbers; ++q) write<T>(job.to.numbers, q * rows + i, count, numbers[q]);

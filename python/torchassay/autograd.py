@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from torchassay import ops, reference
 from torchassay.options import Options
-from torchassay.scores import BIT, ROW_SIGNALS, STATS
+from torchassay.scores import BIT, ROW_BITS, STATS
+
+
+def keep(ctx, signals: int, differentiable: int, outputs: Sequence[Tensor]) -> None:
+    """Tell autograd which outputs have a gradient, and remember where those of loss and entropy stand."""
+    names = [name for name, bit in BIT.items() if signals & bit & ROW_BITS]
+    fixed = [output for name, output in zip(names, outputs, strict=True) if not differentiable & BIT[name]]
+    ctx.mark_non_differentiable(*fixed)
+    ctx.set_materialize_grads(False)
+    ctx.position = [names.index(name) if differentiable & BIT[name] else None for name in ("loss", "entropy")]
+
+
+def upstream_of(ctx, upstream: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """The gradients of loss and entropy."""
+    return [None if at is None else upstream[at] for at in ctx.position]
 
 
 class RowScores(torch.autograd.Function):
@@ -16,18 +32,14 @@ class RowScores(torch.autograd.Function):
     @staticmethod
     def forward(ctx, input, target, dim, ignore_index, signals, differentiable, function, backend):
         *outputs, stats = ops.row_scores(input, target, dim, ignore_index, signals | STATS, function, backend)
-        names = [name for name in ROW_SIGNALS if signals & BIT[name]]
-        fixed = [output for name, output in zip(names, outputs, strict=True) if not differentiable & BIT[name]]
-        ctx.mark_non_differentiable(*fixed)
-        ctx.set_materialize_grads(False)
+        keep(ctx, signals, differentiable, outputs)
         ctx.save_for_backward(input, target, stats)
         ctx.call = dim, ignore_index, function, backend
-        ctx.position = [names.index(name) if differentiable & BIT[name] else None for name in ("loss", "entropy")]
         return tuple(outputs)
 
     @staticmethod
     def backward(ctx, *upstream):
-        grad_loss, grad_entropy = (None if at is None else upstream[at] for at in ctx.position)
+        grad_loss, grad_entropy = upstream_of(ctx, upstream)
         nothing = (None,) * 7
         if grad_loss is None and grad_entropy is None:
             return None, *nothing
@@ -72,19 +84,15 @@ class OptionScores(torch.autograd.Function):
         *outputs, stats = ops.option_scores(
             input, target, *options, dim, ignore_index, signals | STATS, function, backend
         )
-        names = [name for name in ROW_SIGNALS if signals & BIT[name]]
-        fixed = [output for name, output in zip(names, outputs, strict=True) if not differentiable & BIT[name]]
-        ctx.mark_non_differentiable(*fixed)
-        ctx.set_materialize_grads(False)
+        keep(ctx, signals, differentiable, outputs)
         ctx.save_for_backward(input, target, weight, temperatures, stats)
         ctx.numbers = smoothing, temperature, softcap, z_loss
         ctx.call = dim, ignore_index, function, backend
-        ctx.position = [names.index(name) if differentiable & BIT[name] else None for name in ("loss", "entropy")]
         return tuple(outputs)
 
     @staticmethod
     def backward(ctx, *upstream):
-        given = [None if at is None else upstream[at] for at in ctx.position]
+        given = upstream_of(ctx, upstream)
         grads = [None] * 14
         if given == [None, None]:
             return tuple(grads)
@@ -112,10 +120,25 @@ def _by_reference(input, target, options, upstream, call, wanted, higher) -> tup
             leaves = [leaf if leaf is None else leaf.detach() for leaf in leaves]
             for at in wanted:
                 leaves[at].requires_grad_()
-        bits = sum(BIT[name] for name, g in zip(("loss", "entropy"), upstream, strict=True) if g is not None)
-        found = reference.option_scores(*leaves, Options.of(*options), dim, ignore_index, bits)
-        given = [g.to(rows.dtype) for g, rows in zip((g for g in upstream if g is not None), found, strict=True)]
-        return torch.autograd.grad(found, [leaves[at] for at in wanted], given, create_graph=higher, allow_unused=True)
+        asked = [leaves[at] for at in wanted]
+        return by_reference(*leaves, Options.of(*options), dim, ignore_index, upstream, asked, higher)
+
+
+def by_reference(
+    input: Tensor,
+    target: Tensor | None,
+    options: Options,
+    dim: int,
+    ignore_index: int,
+    upstream: Sequence[Tensor | None],  # of loss and entropy
+    asked: Sequence[Tensor],  # what input and target were made of
+    higher: bool,
+) -> tuple[Tensor, ...]:
+    """The gradients of loss and entropy by what is asked for, of the reference; with ``higher`` with a graph."""
+    bits = sum(BIT[name] for name, g in zip(("loss", "entropy"), upstream, strict=True) if g is not None)
+    found = reference.option_scores(input, target, options, dim, ignore_index, bits)
+    given = [g.to(rows.dtype) for g, rows in zip((g for g in upstream if g is not None), found, strict=True)]
+    return torch.autograd.grad(found, asked, given, create_graph=higher, allow_unused=True)
 
 
 class LogProbs(torch.autograd.Function):

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
-from torchassay import ops, reference
+from torchassay import ops
+from torchassay.autograd import by_reference, keep, upstream_of
 from torchassay.distributed import all_reduced
 from torchassay.options import Options
-from torchassay.scores import BIT
-from torchassay.slices import Call, finished, keep, refuse_higher, upstream_of
+from torchassay.slices import Call, finished, refuse_higher
 
 
 class LinearScores(torch.autograd.Function):
@@ -48,7 +46,12 @@ class LinearScores(torch.autograd.Function):
         options = weight, smoothing, temperatures, temperature, softcap, z_loss
         wanted = list(ctx.needs_input_grad[:3])
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # create_graph: the reference has one
-            found = _by_reference(*head, Options.of(*options), call.ignore_index, given, wanted)
+            with torch.enable_grad():  # aliases: what came before the call is not this function's to walk
+                leaves = [t if t is None else t.view_as(t) for t in head[:3]]
+                asked = [leaf for leaf, want in zip(leaves, wanted, strict=True) if want]
+                logits = torch.nn.functional.linear(*leaves)  # materialised
+                of_options = Options.of(*options), 1, call.ignore_index
+                found = by_reference(logits, head[3], *of_options, given, asked, True)
         else:
             first, total, group, _ = call.vocabulary
             how = first, total, call.ignore_index, columns, call.function, call.backend
@@ -59,24 +62,3 @@ class LinearScores(torch.autograd.Function):
         for at, grad in zip([at for at in range(3) if wanted[at]], found, strict=True):
             grads[at] = grad
         return tuple(grads)
-
-
-def _by_reference(
-    input: Tensor,
-    linear_weight: Tensor,
-    linear_bias: Tensor | None,
-    target: Tensor | None,
-    options: Options,
-    ignore_index: int,
-    upstream: Sequence[Tensor | None],
-    wanted: Sequence[bool],
-) -> tuple[Tensor, ...]:
-    """The gradients that are wanted, with a graph of their own: the logits are materialised."""
-    with torch.enable_grad():
-        leaves = [t if t is None else t.view_as(t) for t in (input, linear_weight, linear_bias)]
-        logits = torch.nn.functional.linear(*leaves)
-        bits = sum(BIT[name] for name, g in zip(("loss", "entropy"), upstream, strict=True) if g is not None)
-        found = reference.option_scores(logits, target, options, 1, ignore_index, bits)
-        given = [g.to(rows.dtype) for g, rows in zip((g for g in upstream if g is not None), found, strict=True)]
-        asked = [leaf for leaf, want in zip(leaves, wanted, strict=True) if want]
-        return torch.autograd.grad(found, asked, given, create_graph=True)

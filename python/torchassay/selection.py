@@ -8,6 +8,7 @@ from torch import Tensor
 
 from torchassay import checks
 from torchassay.agreement import Facts, agreed
+from torchassay.distributed import all_reduced
 
 BITS = 11  # of the key that one histogram resolves: 16 KiB of counts, which is what ranks exchange
 PART, PART_OF_A_GPU = 1 << 15, 1 << 22  # values looked at together, so that what is made of them stays small
@@ -68,8 +69,8 @@ def top_fraction(
         if group is not None:
             by_rank = left.new_zeros(group.size())
             by_rank[group.rank()] = equal_here
-            dist.all_reduce(by_rank, group=group)
-            left = left - by_rank[: group.rank()].sum()  # those on the ranks before this one go first
+            before = all_reduced(by_rank, [group])[: group.rank()]
+            left = left - before.sum()  # those on the ranks before this one go first
         found = []
         for part in parts:
             keys, counted = _keys(*part)
@@ -127,8 +128,7 @@ def _threshold(
             inside = counted & (bucket >= 0) & (bucket < size)
             here.scatter_add_(0, (bucket & (size - 1)).long(), inside.long())
         if group is not None:
-            counts = here.clone()
-            dist.all_reduce(counts, group=group)
+            counts = all_reduced(here.clone(), [group])
         if wanted is None:
             wanted = (counts.sum().double() * fraction + (0.5 + 5e-7)).floor().long()
         from_above = counts.flip(0).cumsum(0)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from torchassay import ops, reference
+from torchassay.autograd import keep, upstream_of
 from torchassay.distributed import all_reduced
 from torchassay.options import Options
-from torchassay.scores import BIT, ROW_BITS, STATS
+from torchassay.scores import BIT, STATS
 from torchassay.vocabulary import Vocabulary, gathered
 
 
@@ -105,20 +106,6 @@ class SliceScores(torch.autograd.Function):
 
 def _shaped(stats: Tensor, input: Tensor, dim: int) -> Tensor:
     return stats.view(len(stats), *input.shape[:dim], *input.shape[dim + 1 :])
-
-
-def keep(ctx, signals: int, differentiable: int, outputs: Sequence[Tensor]) -> None:
-    """Tell autograd which outputs have a gradient, and remember where those of loss and entropy stand."""
-    names = [name for name, bit in BIT.items() if signals & bit & ROW_BITS]
-    fixed = [output for name, output in zip(names, outputs, strict=True) if not differentiable & BIT[name]]
-    ctx.mark_non_differentiable(*fixed)
-    ctx.set_materialize_grads(False)
-    ctx.position = [names.index(name) if differentiable & BIT[name] else None for name in ("loss", "entropy")]
-
-
-def upstream_of(ctx, upstream: Sequence[Tensor | None]) -> list[Tensor | None]:
-    """The gradients of loss and entropy."""
-    return [None if at is None else upstream[at] for at in ctx.position]
 
 
 def refuse_higher(call: Call) -> None:

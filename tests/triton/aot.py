@@ -20,6 +20,7 @@ from torchassay.triton_kernels import (
     cdf,
     draw_scores,
     head_scores,
+    linear_scores,
     option_grads,
     option_scores,
     philox,
@@ -53,7 +54,11 @@ POINTERS = {
 FIVE = 0b001010111  # loss, entropy, grad_norm, confidence, margin
 ALL = 0b1111111111
 SEED = 2**63 - 5  # of 64 bits
-COLUMNS = "kernel", "dtype", "target", "registers", "spills", "shared", "wide loads", "instructions", "an element"
+COLUMNS = (
+    *("kernel", "dtype", "target", "registers", "spills", "shared", "wide loads", "products", "instructions"),
+    "an element",
+)
+PRODUCTS = r"\b(?:HMMA|HGMMA|UTC\w*MMA)\b"  # of NVIDIA's matrix units, from Ampere to Blackwell
 
 
 def launch(module, function: Callable[[], None]) -> list[tuple]:
@@ -170,6 +175,19 @@ def finished(fields: int) -> list[tuple]:
     return launch(row_states, lambda: row_states.finish_states(*call))
 
 
+def linear(dtype: torch.dtype, large: bool, options: str = "") -> list[tuple]:
+    """The launch of `linear_states`, for a GPU that takes the large tiles or not."""
+    N, D, V = 8192, 4096, 151936
+    head = empty(N, D, dtype=dtype), empty(V, D, dtype=dtype), empty(V, dtype=dtype) if "bias" in options else None
+    weight, smoothing = empty(V) if "weight" in options else None, 0.1 if "smoothing" in options else 0.0
+    call = (*head, empty(N, dtype=torch.int64), -100, 0, V, weight, smoothing, 0.7, 30.0 if "softcap" in options else 0)
+    asked, linear_scores.is_large = linear_scores.is_large, lambda _: large
+    try:
+        return launch(linear_scores, lambda: linear_scores.linear_states(*call))
+    finally:
+        linear_scores.is_large = asked
+
+
 def grads(dtype: torch.dtype, C: int) -> list[tuple]:
     """The launches of `row_grads`."""
     rows, out, stats, upstream = empty(1, 2, C, dtype=dtype), empty(2, C, dtype=dtype), empty(6, 2), empty(2)
@@ -257,6 +275,13 @@ VARIANTS: dict[str, tuple[tuple[str, ...], Callable[[torch.dtype], list[tuple]]]
     "states of 4 parts, smoothing": (("fp32",), lambda _: merged(9)),
     "signals of 4 parts": (("fp32",), lambda _: finished(6)),
     "signals of 4 parts, smoothing": (("fp32",), lambda _: finished(9)),
+    "linear": (EVERY, lambda dtype: linear(dtype, True)),
+    "linear, bias": (("bf16",), lambda dtype: linear(dtype, True, "bias")),
+    "linear on Ampere": (("bf16", "fp32"), lambda dtype: linear(dtype, False)),
+    "linear on Ampere, bias": (("bf16",), lambda dtype: linear(dtype, False, "bias")),
+    "linear, bias, weight, smoothing": (("bf16",), lambda dtype: linear(dtype, True, "bias, weight, smoothing")),
+    "linear, bias, softcap": (("bf16",), lambda dtype: linear(dtype, True, "bias, softcap")),
+    "linear, all": (("bf16", "fp32"), lambda dtype: linear(dtype, True, "bias, weight, smoothing, softcap")),
     "binary 1": (("fp32",), lambda dtype: heads("binary", dtype, 1)),
     "binary 100": (EVERY, lambda dtype: heads("binary", dtype, 100)),
     "binary 5000": (("bf16",), lambda dtype: heads("binary", dtype, 5000)),
@@ -275,6 +300,14 @@ VARIANTS: dict[str, tuple[tuple[str, ...], Callable[[torch.dtype], list[tuple]]]
 }
 
 
+TARGETS_OF = {name: tuple(TARGETS) for name in VARIANTS} | {  # large tiles spill on Ampere, which never gets them
+    "linear": ("sm_90", "sm_100", "gfx942"),
+    "linear, bias": ("sm_90", "sm_100", "gfx942"),
+    "linear on Ampere": ("sm_80",),
+    "linear on Ampere, bias": ("sm_80",),
+}
+
+
 def nvidia(kernel) -> dict:
     """Registers, bytes of local memory and SASS of a cubin."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
@@ -285,7 +318,8 @@ def nvidia(kernel) -> dict:
     return {
         "registers": machine.registers,
         "spills": machine.local,
-        "wide loads": machine.count(r"LDG\.E\.128"),
+        "wide loads": machine.count(r"LDG\.E\.128|LDGSTS\.E\.\S*128"),
+        "products": machine.count(PRODUCTS),
         "instructions": len(machine.code),
         "loop": hot_loop(flow),
         "longest": max((len(flow.lines(body)) for body in flow.loops.values()), default=0),
@@ -313,6 +347,7 @@ def amd(kernel) -> dict:
         "registers": noted["vgpr_count"],
         "spills": noted["vgpr_spill_count"],  # scalar registers spill into lanes of vector registers, not into memory
         "wide loads": len(re.findall(r"\b(?:global|buffer)_load_dwordx4\b", text)),
+        "products": len(re.findall(r"^\s+v_mfma", text, re.MULTILINE)),
         "instructions": len(re.findall(r"^\s+[vs]_|^\s+(?:global|buffer|ds)_", text, re.MULTILINE)),
         "loop": 0,
         "longest": 0,
@@ -348,7 +383,8 @@ def figures() -> list[dict]:
     for variant, (dtypes, launches) in VARIANTS.items():
         for dtype_name in dtypes:
             for kernel, arguments, options in launches(DTYPES[dtype_name]):
-                for target_name, target in TARGETS.items():
+                for target_name in TARGETS_OF[variant]:
+                    target = TARGETS[target_name]
                     machine = compiled(kernel, arguments, options, target)
                     entry = amd(machine) if target.backend == "hip" else nvidia(machine)
                     loop, longest, sweeps = (entry.pop(name) for name in ("loop", "longest", "sweeps"))
@@ -384,7 +420,9 @@ def table(found: list[dict]) -> str:
         "",
         f"Written by `python tests/triton/aot.py --write` with triton {triton.__version__}, without a GPU; the",
         "tests compare with it. Five signals (loss, entropy, grad_norm, confidence, margin) unless it says ten.",
-        "`spills`: bytes of local memory (sm) or vector registers spilled (gfx). `wide loads`: 128-bit loads.",
+        "`spills`: bytes of local memory (sm) or vector registers spilled (gfx). `wide loads`: 128-bit loads, also",
+        "those straight into shared memory. `products`: instructions of the matrix units; float32 has none on NVIDIA,",
+        "where they would round it to TF32.",
         "`an element`: warp instructions for 32 logits, in the hot loop of long rows (in all three loops of",
         "`option_rows`), in everything where rows fit into a program, or are walked along by it (`_head_scores`); not",
         "counted for gfx942, nor where `long_rows` only merges what `row_segments` summed, nor for `_cdf`, which reads",

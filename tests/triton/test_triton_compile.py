@@ -30,16 +30,33 @@ def test_every_kernel_compiles_for_every_target(report):
     scores = {"narrow_rows", "short_rows", "long_rows", "row_segments", "option_rows"}
     draws = {"_draw_states", "_mixtures", "_normals"}
     states = {"option_states", "_merge_states", "_finish_states"}
-    assert kernels == scores | draws | states | {"_row_grads", "_option_grads", "_head_scores", "_cdf"}
+    assert kernels == scores | draws | states | {
+        "_linear_states",
+        "_row_grads",
+        "_option_grads",
+        "_head_scores",
+        "_cdf",
+    }
 
 
 def test_nothing_spills(report):
     assert [of(entry) for entry in report["measured"] if entry["spills"]] == []
 
 
+def test_linear_heads_use_the_matrix_units(report):
+    """In half precision, and in float32 where a GPU has such that do not round it to TF32."""
+    heads = [entry for entry in report["measured"] if entry["kernel"].endswith("_linear_states")]
+    assert len(heads) == 31
+    for entry in heads:
+        wide = entry["dtype"] == "fp32" and entry["target"] != "gfx942"
+        assert (entry["products"] == 0) == wide, of(entry)
+
+
 def test_aligned_rows_are_loaded_by_16_bytes(report):
-    """All but the merge of segments, which reads states and one lane of each row."""
-    aligned = [entry for entry in report["measured"] if entry["aligned"] and not entry["merges"]]
+    """All but the merge of segments, which reads states and one lane of each row, and tiles of a product, of which a
+    lane may load less."""
+    others = [entry for entry in report["measured"] if "_linear_states" not in entry["kernel"] and not entry["merges"]]
+    aligned = [entry for entry in others if entry["aligned"]]
     assert len(aligned) > 40
     assert [of(entry) for entry in aligned if not entry["wide loads"]] == []
 

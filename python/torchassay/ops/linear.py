@@ -1,4 +1,7 @@
-"""Rows of logits that a linear head would give: the vendor's GEMM over chunks of the vocabulary, into one workspace."""
+"""Rows of logits that a linear head would give: the vendor's GEMM over chunks of the vocabulary, into one workspace.
+
+With Triton their states come from a kernel that keeps the logits on the chip; all else goes by chunks there, too.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,8 @@ import torch
 from torch import Tensor
 
 from torchassay import reference
-from torchassay.ops.memory import computed_in
+from torchassay.backends import choose
+from torchassay.ops.memory import computed_in, current, flat_target, flat_values
 from torchassay.ops.options import OPTIONS, write_option_grads
 from torchassay.ops.states import empty_states, merge_states, row_states
 from torchassay.options import Options
@@ -72,6 +76,17 @@ def _linear_states(
     backend: str,
 ) -> tuple[Tensor, Tensor]:
     options = label_smoothing, temperature_rows, temperature, softcap, z_loss
+    of_rows = input.stride(1) == linear_weight.stride(1) == 1
+    if of_rows and choose(function, input.device.type, input.dtype, total, backend) == "triton":
+        from torchassay.triton_kernels import linear_scores
+
+        of_class, of_row = flat_values(weight, torch.float32), flat_values(temperature_rows, torch.float32)
+        head = input, linear_weight, linear_bias, flat_target(target), ignore_index, first, total
+        with current(input):
+            states = linear_scores.linear_states(
+                *head, of_class, label_smoothing, temperature if of_row is None else of_row, softcap
+            )
+        return merge_states(*states, None, *options, total, function, backend)
     parts = []
     for at, logits in _Chunks(input, linear_weight, linear_bias, columns):
         of_chunk = None if weight is None else weight[at]

@@ -136,6 +136,11 @@ def flat_target(target: Tensor | None) -> Tensor | None:
     return target if target.dim() == 1 and target.is_contiguous() else target.contiguous().view(-1)
 
 
+def flat_values(values: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """Numbers of rows or of classes as the kernels take them: dense, of the dtype that is computed in."""
+    return None if values is None else values.detach().reshape(-1).to(dtype).contiguous()
+
+
 _HERE = contextlib.nullcontext()
 
 

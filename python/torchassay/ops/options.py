@@ -21,7 +21,7 @@ from torchassay.ops.memory import (
     place,
     with_classes_last,
 )
-from torchassay.ops.rows import SLOTS, STATS_SLOT, asked_slots, empty_outputs
+from torchassay.ops.rows import STATS_SLOT, asked_slots, by_slot, empty_outputs
 from torchassay.options import Options
 from torchassay.reference.options import STATS_ROWS
 
@@ -112,9 +112,11 @@ def _option_scores(
     if backend == "triton":
         from torchassay.triton_kernels.option_scores import option_scores
 
-        slots = [None] * len(SLOTS)
-        for slot, output in zip(asked, outputs, strict=True):
-            slots[slot] = output.view(STATS_ROWS, -1) if slot == STATS_SLOT else output.view(-1)
+        flat = (
+            output.view(STATS_ROWS, -1) if slot == STATS_SLOT else output.view(-1)
+            for slot, output in zip(asked, outputs, strict=True)
+        )
+        slots = by_slot(asked, flat, None)
         by_row = temperature if given.temperature is None else given.temperature.view(-1)
         with current(input):
             option_scores(
@@ -123,9 +125,7 @@ def _option_scores(
                 *(ignore_index, slots),
             )
         return outputs
-    pointers = [0] * len(SLOTS)
-    for slot, output in zip(asked, outputs, strict=True):
-        pointers[slot] = output.data_ptr()
+    pointers = by_slot(asked, (output.data_ptr() for output in outputs), 0)
     call = *given.addresses(input, ignore_index, label_smoothing, (temperature, softcap, z_loss)), pointers
     if input.is_cuda:
         device, stream = place(input)

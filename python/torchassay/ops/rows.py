@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -43,6 +44,14 @@ def asked_slots(signals: int) -> tuple[int, ...]:
     return tuple(slot for slot, bit in enumerate(SLOTS) if signals & bit)
 
 
+def by_slot(asked: tuple[int, ...], values: Iterable, nothing) -> list:
+    """What belongs to the outputs asked for, as the kernels take all of them."""
+    slots = [nothing] * len(SLOTS)
+    for slot, value in zip(asked, values, strict=True):
+        slots[slot] = value
+    return slots
+
+
 def empty_outputs(input: Tensor, dim: int, asked: tuple[int, ...], stats_rows: int = 6) -> list[Tensor]:
     shape = input.shape[:dim] + input.shape[dim + 1 :]
     dtype = computed_in(input)
@@ -81,9 +90,11 @@ def _row_scores(
         from torchassay.triton_kernels.row_scores import row_scores
 
         rows, *where = layout(input, dim)
-        slots = [None] * len(SLOTS)
-        for slot, output in zip(asked, outputs, strict=True):
-            slots[slot] = output.view(6, -1) if slot == STATS_SLOT else output.view(-1)
+        flat = (
+            output.view(6, -1) if slot == STATS_SLOT else output.view(-1)
+            for slot, output in zip(asked, outputs, strict=True)
+        )
+        slots = by_slot(asked, flat, None)
         with current(input):
             row_scores(as_rows(rows, where), target, ignore_index, slots)
         if target is not None:

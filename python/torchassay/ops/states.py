@@ -7,9 +7,9 @@ from torch import Tensor
 
 from torchassay import checks, reference
 from torchassay.backends import choose, native
-from torchassay.ops.memory import address, as_rows, computed_in, current, flat_target, place
+from torchassay.ops.memory import address, as_rows, computed_in, current, flat_target, flat_values, place
 from torchassay.ops.options import OPTIONS, Inputs
-from torchassay.ops.rows import PREDICTION_SLOT, SLOTS, STATS_SLOT, asked_slots
+from torchassay.ops.rows import asked_slots, by_slot, empty_outputs
 from torchassay.options import Options
 from torchassay.reference.options import STATS_ROWS
 from torchassay.reference.states import NUMBERS, PLAIN
@@ -107,7 +107,7 @@ def _merge_states(
     out, k_out = empty_states(k.shape[1], label_smoothing, numbers.dtype, numbers.device)
     if k.shape[1] == 0:
         return out, k_out
-    temperatures = _flat(temperature_rows, numbers.dtype)
+    temperatures = flat_values(temperature_rows, numbers.dtype)
     if backend == "triton":
         from torchassay.triton_kernels.row_states import merge_states
 
@@ -148,29 +148,23 @@ def _finish_states(
     if backend == "reference":
         options = Options.of(weight, label_smoothing, temperature_rows, temperature, softcap, z_loss)
         return reference.finish_states(numbers, k, target, weight, options, total, ignore_index, signals)
-    outputs = _empty_outputs(numbers, k, asked_slots(signals))
+    asked = asked_slots(signals)
+    outputs = _empty_outputs(numbers, asked)
     if k.shape[1] == 0 or not outputs:
         return outputs
-    target, weight, temperatures = (
-        flat_target(target),
-        _flat(weight, numbers.dtype),
-        _flat(temperature_rows, numbers.dtype),
-    )
+    target, weight = flat_target(target), flat_values(weight, numbers.dtype)
+    temperatures = flat_values(temperature_rows, numbers.dtype)
     if backend == "triton":
         from torchassay.triton_kernels.row_states import finish_states
 
-        slots = [None] * len(SLOTS)
-        for slot, output in zip(asked_slots(signals), outputs, strict=True):
-            slots[slot] = output
+        slots = by_slot(asked, outputs, None)
         by_row = temperature if temperatures is None else temperatures
         with current(numbers):
             finish_states(
                 *(numbers, k, target, ignore_index, total, weight, label_smoothing, by_row, softcap, z_loss, slots)
             )
         return outputs
-    pointers = [0] * len(SLOTS)
-    for slot, output in zip(asked_slots(signals), outputs, strict=True):
-        pointers[slot] = output.data_ptr()
+    pointers = by_slot(asked, (output.data_ptr() for output in outputs), 0)
     call = (
         *_addresses(numbers, k),
         *(address(target), target is not None and target.dtype == torch.int64, ignore_index, total),
@@ -186,24 +180,14 @@ def _finish_states(
     return outputs
 
 
-def _flat(values: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    return None if values is None else values.detach().reshape(-1).to(dtype).contiguous()
-
-
 def _addresses(numbers: Tensor, k: Tensor) -> tuple:
     """States [P, 6 or 9, N] and [P, N], dense, as csrc/bindings.cpp takes them."""
     parts, count = k.shape
     return numbers.data_ptr(), k.data_ptr(), parts, count, numbers.dtype == torch.float64, numbers.shape[1] > PLAIN
 
 
-def _empty_outputs(numbers: Tensor, k: Tensor, asked: tuple[int, ...]) -> list[Tensor]:
-    count = k.shape[1]
-    found = []
-    for slot in asked:
-        shape = (STATS_ROWS, count) if slot == STATS_SLOT else (count,)
-        dtype = torch.int64 if slot == PREDICTION_SLOT else numbers.dtype
-        found.append(torch.empty(shape, dtype=dtype, device=numbers.device))
-    return found
+def _empty_outputs(numbers: Tensor, asked: tuple[int, ...]) -> list[Tensor]:
+    return empty_outputs(numbers[:, 0], 0, asked, STATS_ROWS)  # [P, N]: the parts are gone
 
 
 torch.library.impl("torchassay::row_states", "CompositeExplicitAutograd", _row_states)
@@ -223,7 +207,7 @@ def _(numbers, k, weight, label_smoothing, *_):
 
 @torch.library.register_fake("torchassay::finish_states")
 def _(numbers, k, target, weight, smoothing, rows, number, softcap, z_loss, total, ignore_index, signals, *_):
-    return _empty_outputs(numbers, k, asked_slots(signals))
+    return _empty_outputs(numbers, asked_slots(signals))
 
 
 row_states = torch.ops.torchassay.row_states.default
