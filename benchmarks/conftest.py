@@ -15,6 +15,7 @@ import torch
 from clock import DEVICE, QUICK, ROUNDS, machine, milliseconds, seconds_left
 
 _OF_THE_CPU = ["bench_row_*.py", "bench_host_cost.py", "bench_plans.py", "bench_samplers.py", "bench_linear.py"]
+_OF_THE_CPU += ["bench_weighted.py"]
 collect_ignore_glob = ["bench_gpu.py"] if DEVICE == "cpu" else _OF_THE_CPU
 
 RESULTS = Path(__file__).parent / "results"
@@ -29,7 +30,7 @@ if DEVICE != "cpu":
     )
     HOW += "\n\nA quick run: few shapes." if QUICK else ""
 
-_OF_SAMPLERS = ("bench_plans", "bench_samplers")  # whose tables are a file of their own
+_FILES = {"bench_plans": "samplers", "bench_samplers": "samplers", "bench_weighted": "weighted"}  # of their own
 _tables: dict[str, tables.Tables] = {}  # by file
 
 
@@ -76,13 +77,14 @@ def _save() -> str:
     built_for = f", CUDA {torch.version.cuda}" if DEVICE != "cpu" else ""
     about = f"{machine()}; torch {torch.__version__}{built_for}; {datetime.date.today().isoformat()}"
     how = {"samplers": "Steps are timed with their scoring, on whatever else the machine does."}
+    how["weighted"] = f"{HOW} The large tree alone in a process, medians of 200 rounds, its building once."
     return "\n".join(tables.save(RESULTS, name, about, how.get(name, HOW), of) for name, of in _tables.items())
 
 
 @pytest.fixture
 def record(request):
     """``record(topic, {column: value})``: one row of a table."""
-    file = "samplers" if request.module.__name__.split(".")[-1] in _OF_SAMPLERS else _name()
+    file = _FILES.get(request.module.__name__.split(".")[-1]) or _name()
 
     def add(topic: str, row: dict) -> None:
         _tables.setdefault(file, {}).setdefault(topic, []).append(row)

@@ -146,6 +146,22 @@ struct Draws {
 // rows).
 void draw_scores(const Rows& rows, const Draws& draws, void* const out[kDrawSlots], int threads);
 
+// Weights under a tree of sums: torchassay/reference/sum_tree.py. `sums` has room for those of every level above.
+struct SumTree {
+    double* leaves;
+    double* sums;
+    int64_t n;
+};
+struct SumTreeBuilt {
+    int64_t wrong;     // the first leaf that is no weight, finite and at least 0; or -1
+    int64_t positive;  // leaves above 0
+};
+SumTreeBuilt sum_tree_build(const SumTree& tree, int threads);
+// Sets leaves, one after the other, and sums anew what is above them; by how many more leaves are above 0 now.
+int64_t sum_tree_update(const SumTree& tree, const int64_t* index, const double* weights, int64_t count);
+// The draws `first` to `first` + `count` - 1 of a seed, with replacement, from a tree whose sum is above 0.
+void sum_tree_sample(const SumTree& tree, uint64_t seed, int64_t first, int64_t count, int64_t* out, int threads);
+
 // The latest values of a signal: the first min(*total, capacity) entries, at most 2^20, in any order, none of them NaN.
 struct Window {
     const float* data;

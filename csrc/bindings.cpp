@@ -184,6 +184,28 @@ void chance(uintptr_t window, int64_t capacity, uintptr_t total, uintptr_t value
                        reinterpret_cast<float*>(out), threads);
 }
 
+SumTree tree_of(uintptr_t leaves, uintptr_t sums, int64_t n) {
+    return {reinterpret_cast<double*>(leaves), reinterpret_cast<double*>(sums), n};
+}
+
+std::pair<int64_t, int64_t> tree_built(uintptr_t leaves, uintptr_t sums, int64_t n, int threads) {
+    py::gil_scoped_release release;
+    const SumTreeBuilt built = sum_tree_build(tree_of(leaves, sums, n), threads);
+    return {built.wrong, built.positive};
+}
+
+int64_t tree_updated(uintptr_t leaves, uintptr_t sums, int64_t n, uintptr_t index, uintptr_t weights, int64_t count) {
+    py::gil_scoped_release release;
+    return sum_tree_update(tree_of(leaves, sums, n), static_cast<const int64_t*>(pointer(index)),
+                           static_cast<const double*>(pointer(weights)), count);
+}
+
+void tree_sampled(uintptr_t leaves, uintptr_t sums, int64_t n, uint64_t seed, int64_t first, int64_t count,
+                  uintptr_t out, int threads) {
+    py::gil_scoped_release release;
+    sum_tree_sample(tree_of(leaves, sums, n), seed, first, count, reinterpret_cast<int64_t*>(out), threads);
+}
+
 #ifdef TORCHASSAY_CUDA
 int64_t cuda_workspace(int dtype, int64_t rows, int64_t classes, int device) {
     return cuda::row_scores_workspace(Rows{nullptr, Dtype(dtype), 1, rows, classes, 0, classes}, device);
@@ -359,6 +381,9 @@ PYBIND11_MODULE(_native, module, py::mod_gil_not_used()) {
     module.def("draw_scores", &several);
     module.def("cdf", &share);
     module.def("select_probability", &chance);
+    module.def("sum_tree_build", &tree_built);
+    module.def("sum_tree_update", &tree_updated);
+    module.def("sum_tree_sample", &tree_sampled);
 #ifdef TORCHASSAY_CUDA
     module.attr("cuda") = true;  // built with the CUDA kernels; a GPU may still be missing
     module.def("cuda_row_scores", &cuda_scores);

@@ -43,7 +43,7 @@ TORCHASSAY_HD RandomWords philox4x32(RandomWords counter, uint64_t key) {
 }
 
 // What is drawn; the order of torchassay.philox.Purpose. No two share a counter.
-enum class Purpose : uint32_t { kLogitNoise, kFeatureNoise, kPicks, kCorruptions };
+enum class Purpose : uint32_t { kLogitNoise, kFeatureNoise, kPicks, kCorruptions, kWeightedDraws };
 
 // Block n of four words of a row's draw. Of the row's id the low 56 bits count.
 TORCHASSAY_HD RandomWords random_words(uint64_t seed, Purpose purpose, int64_t row, uint32_t draw, uint32_t n) {

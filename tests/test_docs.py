@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 import torchassay as ta
 from torch.utils.data import DataLoader, TensorDataset
-from torchassay import data, ensemble, functional, heads, history, linear, memory, noise, selection
+from torchassay import data, ensemble, functional, heads, history, linear, memory, noise, selection, sum_tree
 from torchassay.samplers import (
     balance_aware,
     cross_epoch,
@@ -23,6 +23,7 @@ from torchassay.samplers import (
     rho_loss,
     selective_backprop,
     variance_reduction,
+    weighted,
 )
 
 ROOT = Path(__file__).parent.parent
@@ -45,6 +46,7 @@ class CausalLM(torch.nn.Module):
 
 def test_docstring_examples():
     least = {functional: 6, heads: 7, history: 3, ensemble: 5, noise: 5, memory: 8, data: 9, selection: 4, linear: 3}
+    least |= {sum_tree: 5}
     for module, examples in least.items():
         result = doctest.testmod(module)
         assert result.attempted >= examples and result.failed == 0
@@ -108,6 +110,7 @@ def test_docstring_examples_of_samplers():
         (info_batch, 5),
         (online_importance, 8),
         (modalities, 4),
+        (weighted, 4),
         (cross_epoch, 0),
     ):
         result = doctest.testmod(module)

@@ -11,8 +11,10 @@ from torchassay.linear import linear_cross_entropy, linear_log_prob_entropy, lin
 from torchassay.memory import SampleMemory, keep
 from torchassay.modules import CrossEntropyLoss, Scorer
 from torchassay.noise import FeatureNoise
+from torchassay.samplers import WeightedSampler
 from torchassay.scores import LINEAR_SIGNALS, SIGNALS, Scores
 from torchassay.selection import top_fraction
+from torchassay.sum_tree import SumTree
 
 __version__ = "0.1.0"
 
@@ -27,6 +29,8 @@ __all__ = [
     "SampleMemory",
     "Scorer",
     "Scores",
+    "SumTree",
+    "WeightedSampler",
     "backends",
     "cross_entropy",
     "data",

@@ -49,27 +49,29 @@ def all_reduced(value: Tensor, groups: Iterable[dist.ProcessGroup]) -> Tensor:
     return value
 
 
-class Replicas:
-    """This process among those that share an epoch.
+def placed(function: str, rank: int | None, num_replicas: int | None) -> tuple[int, int]:
+    """The rank and the number of replicas that a ``function``'s arguments mean, as `DistributedSampler` takes them: of
+    torch.distributed where it is initialised, else 0 of 1."""
+    if (rank is None) != (num_replicas is None):
+        got = f"rank={rank} and num_replicas={num_replicas}"
+        raise checks.InputValueError(f"{function}: rank and num_replicas must be given together, got {got}")
+    if rank is None:
+        rank, num_replicas = (dist.get_rank(), dist.get_world_size()) if joined() else (0, 1)
+    if not 0 <= rank < num_replicas:
+        raise checks.InputValueError(f"{function}: rank must be in [0, {num_replicas - 1}], got {rank}")
+    return rank, num_replicas
 
-    Args:
-        function: whose arguments these are, for messages.
-        rank, num_replicas: as `torch.utils.data.DistributedSampler`: of torch.distributed where it is initialised,
-            else 0 of 1.
+
+class Replicas:
+    """This process among those that share an epoch: arguments as of `placed`.
 
     The ranks of one machine share its arrays: the lowest of them, ``leader``, makes and plans them.
     """
 
     def __init__(self, function: str, rank: int | None = None, num_replicas: int | None = None):
-        if (rank is None) != (num_replicas is None):
-            got = f"rank={rank} and num_replicas={num_replicas}"
-            raise checks.InputValueError(f"{function}: rank and num_replicas must be given together, got {got}")
-        if rank is None:
-            rank, num_replicas = (dist.get_rank(), dist.get_world_size()) if joined() else (0, 1)
-        if not 0 <= rank < num_replicas:
-            raise checks.InputValueError(f"{function}: rank must be in [0, {num_replicas - 1}], got {rank}")
-        self.function, self.rank, self.world = function, rank, num_replicas
-        self.talks = num_replicas > 1 and joined() and dist.get_world_size() == num_replicas
+        self.function = function
+        self.rank, self.world = placed(function, rank, num_replicas)
+        self.talks = self.world > 1 and joined() and dist.get_world_size() == self.world
         self.leader, self.machines = True, 1
         if self.talks:
             self.group = cpu_group()

@@ -27,6 +27,7 @@ class Purpose(IntEnum):
     FEATURE_NOISE = 1
     PICKS = 2
     CORRUPTIONS = 3
+    WEIGHTED_DRAWS = 4
 
 
 def _wide_product(a: int, b: Word) -> tuple[Word, Word]:

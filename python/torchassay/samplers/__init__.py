@@ -1,7 +1,7 @@
 """Samplers: the methods of the papers, in two protocols.
 
 In-step methods (`InStep`) score a batch and pick from it. Cross-epoch methods (`CrossEpoch`) keep values of every
-sample and plan epochs, or draw batches, from them.
+sample and plan epochs, or draw batches, from them. `WeightedSampler` draws from weights that are given.
 """
 
 from torchassay.samplers.balance_aware import BalanceAware
@@ -17,6 +17,7 @@ from torchassay.samplers.rho_loss import RHOLoss
 from torchassay.samplers.selective_backprop import SelectiveBackprop
 from torchassay.samplers.shuffle import Shuffle
 from torchassay.samplers.variance_reduction import VarianceReduction
+from torchassay.samplers.weighted import WeightedSampler
 
 __all__ = [
     "LOW",
@@ -32,5 +33,6 @@ __all__ = [
     "SelectiveBackprop",
     "Shuffle",
     "VarianceReduction",
+    "WeightedSampler",
     "balance_scores",
 ]

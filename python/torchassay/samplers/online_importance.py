@@ -15,8 +15,8 @@ from torchassay import checks
 from torchassay.memory import SampleMemory
 from torchassay.samplers.cross_epoch import STEP
 from torchassay.samplers.drawn import Drawn
-from torchassay.samplers.weights import BlockWeights
 from torchassay.scores import Scores
+from torchassay.sum_tree import SumTree
 
 
 class OnlineImportance(Drawn):
@@ -71,9 +71,9 @@ class OnlineImportance(Drawn):
     num_replicas / (N p): so the mean over ranks, which DistributedDataParallel takes, has no bias, also where one rank
     has a sample more. Pruning takes its share from each. No rank waits for another.
 
-    The draws of a batch depend on the seed, the epoch, the batch, the rank and the importances alone. They take
-    O(n / 256) of time, 2 ms for 1,024 of 10 million. As they need the latest importances, a loop on a GPU waits for the
-    last observed scores there.
+    The draws of a batch depend on the seed, the epoch, the batch, the rank and the importances alone. They and the
+    renewals are a `SumTree`'s, in O(log n) of time and 8.54 bytes a sample: 0.4 ms for 1,024 of each with 100 million
+    samples. As they need the latest importances, a loop on a GPU waits for the last observed scores there.
 
     Raises:
         ValueError: an argument out of range.
@@ -81,7 +81,7 @@ class OnlineImportance(Drawn):
 
     Example:
         >>> import torch, torchassay as ta
-        >>> sampler = ta.samplers.OnlineImportance(4, batch_size=4, seed=1)
+        >>> sampler = ta.samplers.OnlineImportance(4, batch_size=4, seed=2)
         >>> first = list(sampler)  # pairs of an index and its weight
         >>> sorted(first)
         [(0, 1.0), (1, 1.0), (2, 1.0), (3, 1.0)]
@@ -89,7 +89,7 @@ class OnlineImportance(Drawn):
         >>> sampler.observe(index, {"grad_norm": torch.tensor([0.0, 0.1, 0.1, 0.8])[index]})
         >>> sampler.set_epoch(1)
         >>> [(i, round(weight, 3)) for i, weight in sampler]
-        [(3, 0.313), (1, 2.496), (1, 2.496), (3, 0.313)]
+        [(3, 0.313), (2, 2.496), (2, 2.496), (3, 0.313)]
     """
 
     weighted: ClassVar[bool] = True
@@ -142,7 +142,7 @@ class OnlineImportance(Drawn):
         self._active = None if keep is None else np.ones(own, bool)
         self._first = np.ones(1, np.int64)  # whether this is still the first epoch that is trained
         self._order: np.ndarray | None = None  # of the first epoch
-        self._weights: BlockWeights | None = None  # of later ones; made from the memory and the active when needed
+        self._tree: SumTree | None = None  # of later ones; made from the memory and the active when needed
         self._observed: list[np.ndarray] = []  # places in the memory whose weights are to be renewed
 
     def __len__(self) -> int:
@@ -176,10 +176,10 @@ class OnlineImportance(Drawn):
                 self._random(0).shuffle(self._order)
             place = self._order[np.arange(k * self.batch_size, k * self.batch_size + size) % self.memory.n]
         else:
-            self._renew_weights()
-            place = self._weights.draw(self._random(k), size, self.replacement)
+            self._renew_tree()
+            place = self._places(k, size)
             if not self.adaptive:
-                chance = self._weights.probability(place) * (self._counts.sum() / self._replicas.world)
+                chance = self._chance(place) * (self._counts.sum() / self._replicas.world)
                 np.divide(1.0, chance, out=weight, where=chance > 0)
                 weight = weight if self.clip is None else np.minimum(weight, np.float32(self.clip))
             age = int(self._clock[STEP]) + k - self.memory.last_step.numpy()[place].astype(np.int64)
@@ -187,14 +187,33 @@ class OnlineImportance(Drawn):
         index = place.astype(np.int64) * self._replicas.world + self._replicas.rank
         return torch.from_numpy(index), torch.from_numpy(weight)
 
-    def _renew_weights(self) -> None:
+    def _renew_tree(self) -> None:
         importance = self.memory["importance"].numpy()
-        if self._weights is None:
-            self._weights = BlockWeights(importance, self._active)
+        if self._tree is None:
+            self._tree = SumTree(importance if self._active is None else np.where(self._active, importance, 0))
         elif self._observed:
             place = np.unique(np.concatenate(self._observed))
-            self._weights.update(place, importance[place])
+            self._tree.update(place, importance[place])
         self._observed.clear()
+
+    def _places(self, k: int, size: int) -> np.ndarray:
+        """Of the samples to draw in batch k their places in the memory; uniform where all that is left weighs 0."""
+        seed = (self.seed, self.epoch, k, self._replicas.rank)
+        positive = self._tree.positive
+        known = (size if positive else 0) if self.replacement else min(size, positive)
+        place = self._tree.sample(known, seed=seed, replacement=self.replacement).numpy()
+        if known == size:
+            return place
+        left = np.ones(self.memory.n, bool) if self._active is None else self._active.copy()
+        left[place] = False
+        rest = self._random(k).choice(np.flatnonzero(left), size - known, replace=self.replacement)
+        return np.concatenate([place, rest])
+
+    def _chance(self, place: np.ndarray) -> np.ndarray:
+        """Of each place at one draw."""
+        if self._tree.positive:
+            return self._tree.weights(place).numpy() / self._tree.total
+        return np.full(len(place), 1 / self._own_count())
 
     # ---- learning
 
@@ -219,7 +238,7 @@ class OnlineImportance(Drawn):
         if self.keep is not None and (self.epoch + 1) % self.interval == 0:
             self._prune(importance)
         self._first[0] = 0
-        self._order = self._weights = None
+        self._order = self._tree = None
         self._observed.clear()
 
     def _prune(self, importance: np.ndarray) -> None:
@@ -255,7 +274,7 @@ class OnlineImportance(Drawn):
         self._first[:], self._counts[:] = state["first"].numpy(), state["counts"].numpy()
         if self._active is not None:
             self._active[:] = state["active"].numpy()
-        self._order = self._weights = None
+        self._order = self._tree = None
         self._observed.clear()
 
 
