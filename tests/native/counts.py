@@ -55,9 +55,9 @@ def counted() -> Counts:
 def table(made_by: str, counts: Counts) -> str:
     about = (
         "# Instructions of the CPU kernels\n\n"
-        f"Written by `python tests/native/counts.py --write` from a build with {made_by}; `make counts` compares with it.\n"
-        "Instructions of one call on one thread, counted by valgrind, on the inputs of `tests/native/calls.h`. AVX-512 is\n"
-        "left out: valgrind does not know it.\n"
+        f"Written by `python tests/native/counts.py --write` from a build with {made_by}; `make counts`\n"
+        "compares with it. Instructions of one call on one thread, counted by valgrind, on the inputs of\n"
+        "`tests/native/calls.h`. AVX-512 is left out: valgrind does not know it.\n"
     )
     lines = [("call", *ISAS), ("---", *["---:"] * len(ISAS))]
     lines += [(name, *(f"{count:,}" for count in of_call)) for name, of_call in counts.items()]

@@ -1,7 +1,6 @@
-"""The native code under sanitizers: the tests of its entry points with the module under AddressSanitizer and UBSan, then
-test_sanitizers.py, whose programs ThreadSanitizer watches too.
+"""The native code under sanitizers: the tests of its entry points with the module under AddressSanitizer and UBSan.
 
-The module is built into a package of its own, links to ours but for that file.
+The module is built into a package of its own, links to ours but for that file. Then test_sanitizers.py: threads.
 """
 
 import os
@@ -32,14 +31,9 @@ def linked() -> None:
 
 def preloaded() -> str:
     """The runtimes, which must be there before Python is."""
-    compiler = os.environ.get("CXX", "g++")
-    files = [
-        subprocess.run(
-            [compiler, f"-print-file-name={name}"], capture_output=True, text=True, check=True
-        ).stdout.strip()
-        for name in ("libasan.so", "libubsan.so")
-    ]
-    return ":".join(files)
+    asked = [os.environ.get("CXX", "g++"), "-print-file-name=libasan.so", "-print-file-name=libubsan.so"]
+    found = [subprocess.run([asked[0], name], capture_output=True, text=True, check=True).stdout for name in asked[1:]]
+    return ":".join(map(str.strip, found))
 
 
 def main() -> int:

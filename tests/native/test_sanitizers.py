@@ -1,4 +1,4 @@
-"""Every native entry point on threads under ThreadSanitizer, and mistakes planted in a copy, which the sanitizers find."""
+"""Every native entry point on threads under ThreadSanitizer; mistakes planted in a copy, which sanitizers find."""
 
 import os
 import shutil
