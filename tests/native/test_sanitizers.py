@@ -85,7 +85,7 @@ def test_every_entry_point_on_threads(whole):
 
 def test_the_window(whole):
     done = run(whole("address,undefined"))
-    assert (done.returncode, done.stderr, done.stdout) == (0, "", "1\n")
+    assert (done.returncode, done.stderr, done.stdout) == (0, "", "0.25\n")
 
 
 @pytest.mark.parametrize("plant", PLANTS)
