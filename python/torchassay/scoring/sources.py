@@ -68,7 +68,7 @@ class Arrays:
 
     def __init__(self, function: str, path: Path):
         try:
-            with np.load(path) as stored:
+            with np.load(path, allow_pickle=False) as stored:
                 names = {name: name for name in stored.files}
                 if "x_train" in names:
                     names = {name: f"{name}_train" for name in ("x", "y") if f"{name}_train" in names}
