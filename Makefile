@@ -7,7 +7,7 @@ SOURCES := setup.py CMakeLists.txt $(wildcard csrc/*.* csrc/*/*.*)
 CPP := $(wildcard csrc/*.* csrc/*/*.* tests/*/*.h tests/*/*.cpp)
 PY := setup.py python triton_kernels tests benchmarks
 
-.PHONY: demo test stress bench lint format gpu browser clean
+.PHONY: demo test test-integrations docs stress bench lint format gpu browser clean
 
 demo: $(VENV)/built
 	$(BIN)/torchassay demo
@@ -18,6 +18,14 @@ test: $(VENV)/built
 # The tests that kill trainings, ten times as often.
 stress: $(VENV)/built
 	TORCHASSAY_KILLS=10 $(BIN)/pytest -n auto tests/test_resume.py
+
+# The adapters against the trainers and engines themselves, on the CPU; blocks of the docs that need them.
+test-integrations: $(VENV)/integrated
+	$(BIN)/pytest tests/integrations tests/test_docs.py tests/test_score_data.py -W default -n auto --dist loadfile
+
+# Into build/docs/docs/index.html; a warning is an error.
+docs: $(VENV)/documented
+	$(BIN)/sphinx-build -W --keep-going -q -c docs . build/docs
 
 bench: $(VENV)/built
 	$(BIN)/pytest benchmarks -o "python_files=bench_*.py" -p no:cacheprovider --benchmark-quiet -W default
@@ -55,4 +63,13 @@ $(VENV)/installed: pyproject.toml
 
 $(VENV)/built: $(VENV)/installed $(SOURCES)
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pip install -q --no-build-isolation --no-deps -e .
+	touch $@
+
+# The native module stays where it was built.
+$(VENV)/integrated: $(VENV)/built
+	TORCHASSAY_NATIVE=0 $(BIN)/python -m pip install -q --no-build-isolation -e ".[integrations]"
+	touch $@
+
+$(VENV)/documented: $(VENV)/integrated
+	TORCHASSAY_NATIVE=0 $(BIN)/python -m pip install -q --no-build-isolation -e ".[docs]"
 	touch $@

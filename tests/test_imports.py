@@ -41,8 +41,3 @@ def test_import_brings_no_part_that_has_its_own_name():
     found = imported_by("import torchassay")
     for part in ("cli", "compare", "demo", "doctor", "integrations", "plots", "scoring", "speed", "triton_kernels"):
         assert f"torchassay.{part}" not in found
-
-
-def test_lazy_parts_are_there_when_asked_for():
-    found = imported_by("import torchassay; torchassay.labels.report; torchassay.samplers.InfoBatch")
-    assert {"torchassay.labels", "torchassay.samplers.info_batch"} <= found

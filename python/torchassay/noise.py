@@ -48,7 +48,7 @@ class FeatureNoise:
     `torch.nn.MultiheadAttention`), and activation checkpointing calls a layer twice, with two different noises.
 
     Raises:
-        ValueError: an argument out of range, no such layer, a layer inside a `torch.compile`d module (which would not
+        ValueError: an argument out of range, no such layer, a layer inside a compiled module (which would not
             notice), or while running a layer without a batch dimension.
         TypeError: an argument of another type, or while running a layer that returns something else.
         RuntimeError: the object is entered while it is entered.

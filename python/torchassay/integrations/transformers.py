@@ -57,7 +57,7 @@ class SamplerMixin:
     Args:
         sampler: a `CrossEpoch` with the batch size of one device and the length of the training set; or None.
         picker: an `InStep`, whose ``pick`` each batch goes through; or None. Without either all is Trainer's own.
-        *args, **kwargs: of `transformers.Trainer`.
+        others: of `transformers.Trainer`.
 
     `check` looks for traps when the trainer is made: what would make the training wrong is a ``ValueError``, the rest a
     warning.
