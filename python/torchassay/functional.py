@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import overload
 
 import torch
 import torch.distributed as dist
@@ -113,6 +114,40 @@ def score(
     return scores if history is None else call.with_probability(scores, outputs, history, target, ignore_index)
 
 
+@overload
+def cross_entropy(  # type: ignore[overload-overlap]  # of signals that may be empty mypy cannot know
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = ...,
+    *,
+    ignore_index: int = ...,
+    reduction: str = ...,
+    label_smoothing: float = ...,
+    dim: int | None = ...,
+    signals: tuple[()] = ...,
+    temperature: float | Tensor = ...,
+    softcap: float | None = ...,
+    z_loss: float = ...,
+    group: dist.ProcessGroup | None = ...,
+    backend: str | None = ...,
+) -> Tensor: ...
+@overload
+def cross_entropy(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = ...,
+    *,
+    ignore_index: int = ...,
+    reduction: str = ...,
+    label_smoothing: float = ...,
+    dim: int | None = ...,
+    signals: Sequence[str] | str,
+    temperature: float | Tensor = ...,
+    softcap: float | None = ...,
+    z_loss: float = ...,
+    group: dist.ProcessGroup | None = ...,
+    backend: str | None = ...,
+) -> tuple[Tensor, Scores]: ...
 def cross_entropy(
     input: Tensor,
     target: Tensor,
