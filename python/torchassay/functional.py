@@ -108,8 +108,9 @@ def score(
         outputs = _outputs("score", input, target, call, options, ignore_index, backend, 0)
     else:
         of_rows = call._replace(signals=call.signals & ROW_BITS | STATS)
-        *outputs, stats = _outputs("score", input, target, of_rows, options, ignore_index, backend, 0)
-        outputs += noise_scores("score", input, stats[0], noise, options, call.dim, call.signals & ~ROW_BITS, backend)
+        *of_input, stats = _outputs("score", input, target, of_rows, options, ignore_index, backend, 0)
+        of_draws = noise_scores("score", input, stats[0], noise, options, call.dim, call.signals & ~ROW_BITS, backend)
+        outputs = [*of_input, *of_draws]
     scores = call.scores(outputs)
     return scores if history is None else call.with_probability(scores, outputs, history, target, ignore_index)
 
@@ -210,7 +211,7 @@ def cross_entropy(
     if not signals:
         return loss
     if "loss" in call.names:
-        outputs.insert(0, rows)
+        outputs = [rows, *outputs]
     return loss, call.scores([output.detach() for output in outputs])
 
 
