@@ -13,7 +13,7 @@ demo: $(VENV)/built
 	$(BIN)/torchassay demo
 
 test: $(VENV)/built
-	$(BIN)/pytest -n auto --dist loadfile
+	$(BIN)/pytest -n auto --dist loadfile --ignore tests/integrations
 
 # The tests that kill trainings, ten times as often.
 stress: $(VENV)/built
