@@ -13,7 +13,7 @@ demo: $(VENV)/built
 	$(BIN)/torchassay demo
 
 test: $(VENV)/built
-	$(BIN)/pytest -n auto --dist loadfile
+	$(BIN)/pytest -n auto --dist loadfile --ignore tests/integrations
 
 # The tests that kill trainings, ten times as often.
 stress: $(VENV)/built
@@ -28,7 +28,7 @@ packaging: $(VENV)/built
 	$(BIN)/pytest tests/test_packaging.py tests/packaging/installs.py -s
 
 # By hand: the oldest and the newest torch and Triton that pip finds. On Linux that is torch for CUDA, gigabytes of it,
-# unless PIP_INDEX_URL=https://download.pytorch.org/whl/cpu PIP_EXTRA_INDEX_URL=https://pypi.org/simple say otherwise.
+# unless PIP_INDEX_URL names an index of builds for the CPU, and PIP_EXTRA_INDEX_URL one of all else.
 matrix: $(VENV)/built
 	$(BIN)/python tests/packaging/matrix.py build/matrix
 
