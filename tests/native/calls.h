@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "api.h"
+#include "slice_stats.h"
 
 namespace torchassay {
 
@@ -168,7 +169,7 @@ private:
     }
     void add_states(const Shape& shape, const Rows& rows, const Targets& targets) {
         const bool smoothed = shape.itemsize() == 4;
-        const int64_t count = shape.count(), half = shape.classes / 2, each = smoothed ? 9 : 6;
+        const int64_t count = shape.count(), half = shape.classes / 2, each = smoothed ? kSmoothedNumbers : kStateNumbers;
         const int64_t bytes = (shape.wide() ? 8 : 4) * each * count;
         Options options{nullptr, nullptr, {nullptr, 0.7}, smoothed ? 0.1 : 0.0, 0, 1e-4};
         char* const both = static_cast<char*>(output(2 * bytes));
