@@ -8,8 +8,6 @@
 
 namespace torchassay {
 
-constexpr int kStateNumbers = 6, kSmoothedNumbers = 9;  // of a state, in the order of its fields
-
 template <class F>
 struct SliceState {
     F m, u, R, T, Q;   // T over the temperature; Q with the squares of the slopes

@@ -7,7 +7,6 @@
 #include <vector>
 
 #include "api.h"
-#include "slice_stats.h"
 
 namespace torchassay {
 
@@ -169,8 +168,8 @@ private:
     }
     void add_states(const Shape& shape, const Rows& rows, const Targets& targets) {
         const bool smoothed = shape.itemsize() == 4;
-        const int64_t count = shape.count(), half = shape.classes / 2, each = smoothed ? kSmoothedNumbers : kStateNumbers;
-        const int64_t bytes = (shape.wide() ? 8 : 4) * each * count;
+        const int64_t count = shape.count(), half = shape.classes / 2;
+        const int64_t bytes = (shape.wide() ? 8 : 4) * (smoothed ? kSmoothedNumbers : kStateNumbers) * count;
         Options options{nullptr, nullptr, {nullptr, 0.7}, smoothed ? 0.1 : 0.0, 0, 1e-4};
         char* const both = static_cast<char*>(output(2 * bytes));
         int64_t* const k = static_cast<int64_t*>(output(2 * count * 8));
