@@ -74,6 +74,7 @@ def truth(logits: Tensor, target: Tensor | None, case: Case, ignore_index: int =
         "confidence": c,
         "least_confidence": r * c,
         "margin": margin,
+        "gini": r * c * c + (e * c[:, None] * (1 - e * c[:, None])).sum(1),
         "prediction": k,
     }
     grad_entropy = slope / T * p * (finite_a - mu[:, None])

@@ -14,7 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-FLOAT_SIGNALS = ("loss", "entropy", "grad_norm", "lse", "confidence", "least_confidence", "margin", "target_margin")
+FLOAT_SIGNALS = (
+    *("loss", "entropy", "grad_norm", "lse"),
+    *("confidence", "least_confidence", "margin", "gini", "target_margin"),
+)
 TINY = {torch.float32: 1e-37, torch.float64: 1e-300}  # below, a result may be flushed to 0
 WORST: dict[tuple[str, str, str], float] = {}  # (place, dtype, signal): the worst relative error of the session
 
@@ -52,6 +55,7 @@ def signals(logits: Tensor, target: Tensor | None = None, ignore_index: int = -1
         "confidence": c,
         "least_confidence": r * c,
         "margin": -np.expm1(x_rest.max(1) - m) * c,
+        "gini": r * c * c + (w * c[:, None] * (1 - w * c[:, None])).sum(1),  # sum p (1 - p), of the top 1 - p = r c
     }
     if target is not None:
         y = target.cpu().numpy().astype(np.int64)
@@ -176,6 +180,7 @@ def option_signals(
         "confidence": c,
         "least_confidence": r * c,
         "margin": -np.expm1(-second) * c,
+        "gini": r * c * c + (w * c[:, None] * (1 - w * c[:, None])).sum(1),
     }
     if target is not None:
         gap = np.where(b == 0, 0, a)
@@ -236,6 +241,7 @@ def mp_signals(row: Tensor, y: int) -> dict[str, mpmath.mpf]:
             "confidence": ranked[0],
             "least_confidence": 1 - ranked[0],
             "margin": ranked[0] - ranked[1],
+            "gini": 1 - mpmath.fsum(q**2 for q in p),
             "target_margin": p[y] - max(others, default=mpmath.mpf(0)),
         }
 

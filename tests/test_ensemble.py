@@ -11,7 +11,7 @@ import torchassay as ta
 from torchassay.checks import InputTypeError, InputValueError
 
 OVER_DRAWS = ("noisy_entropy", "predictive_entropy", "mutual_information")
-OF_THE_MEAN = ("loss", "grad_norm", "confidence", "least_confidence", "margin", "target_margin")
+OF_THE_MEAN = ("loss", "grad_norm", "confidence", "least_confidence", "margin", "gini", "target_margin")
 ALL = (*OF_THE_MEAN, *OVER_DRAWS, "entropy", "prediction")
 TOLERANCE = 1e-5  # of float32, relative
 
@@ -46,6 +46,7 @@ def exact(members: torch.Tensor, y: int) -> dict[str, mpmath.mpf]:
             "confidence": ranked[0],
             "least_confidence": 1 - ranked[0],
             "margin": ranked[0] - ranked[1],
+            "gini": 1 - mpmath.fsum(q * q for q in mean),
             "target_margin": mean[y] - max(others),
             "noisy_entropy": noisy,
             "predictive_entropy": entropy(mean),

@@ -11,8 +11,9 @@ import torch.nn.functional as F
 import torchassay as ta
 from torchassay import BackendFallback
 from torchassay.backends import native
+from torchassay.scores import ROW_SIGNALS
 
-SIGNALS = ("loss", "entropy", "grad_norm", "lse", "confidence", "least_confidence", "margin", "prediction")
+SIGNALS = tuple(name for name in ROW_SIGNALS if name != "target_margin")  # what probabilities have too
 CLASSES = [1, 2, 17, 100, 257, 1000]
 
 # weight, smoothing, temperature, softcap, z_loss, probabilities

@@ -52,6 +52,7 @@ def exact(x: Tensor, target: Tensor | None, options: Options, upstream=None) -> 
         "confidence": c,
         "least_confidence": r * c,
         "margin": -np.expm1(-second) * c,
+        "gini": r * c * c + (p * (1 - p)).sum(1),
     }
     p[n, k] = c
     weight = np.ones(classes) if options.weight is None else wide(options.weight)
