@@ -7,13 +7,13 @@ SOURCES := setup.py CMakeLists.txt $(wildcard csrc/*.* csrc/*/*.*)
 CPP := $(wildcard csrc/*.* csrc/*/*.* tests/*/*.h tests/*/*.cpp)
 PY := setup.py python triton_kernels tests benchmarks
 
-.PHONY: demo test test-integrations docs stress bench lint format gpu browser clean
+.PHONY: demo test test-integrations packaging matrix docs stress bench lint types format gpu browser clean
 
 demo: $(VENV)/built
 	$(BIN)/torchassay demo
 
 test: $(VENV)/built
-	$(BIN)/pytest -n auto --dist loadfile
+	$(BIN)/pytest -n auto --dist loadfile --ignore tests/integrations
 
 # The tests that kill trainings, ten times as often.
 stress: $(VENV)/built
@@ -23,6 +23,15 @@ stress: $(VENV)/built
 test-integrations: $(VENV)/integrated
 	$(BIN)/pytest tests/integrations tests/test_docs.py tests/test_score_data.py -W default -n auto --dist loadfile
 
+# What users install, each in a fresh environment: wheel, sdist, editable, without CUDA, without a compiler. Minutes.
+packaging: $(VENV)/built
+	$(BIN)/pytest tests/test_packaging.py tests/packaging/installs.py -s
+
+# By hand: the oldest and the newest torch and Triton that pip finds. On Linux that is torch for CUDA, gigabytes of it,
+# unless PIP_INDEX_URL names an index of builds for the CPU, and PIP_EXTRA_INDEX_URL one of all else.
+matrix: $(VENV)/built
+	$(BIN)/python tests/packaging/matrix.py build/matrix
+
 # Into build/docs/docs/index.html; a warning is an error.
 docs: $(VENV)/documented
 	$(BIN)/sphinx-build -W --keep-going -q -c docs . build/docs
@@ -30,10 +39,13 @@ docs: $(VENV)/documented
 bench: $(VENV)/built
 	$(BIN)/pytest benchmarks -o "python_files=bench_*.py" -p no:cacheprovider --benchmark-quiet -W default
 
-lint: $(VENV)/installed
+lint: types
 	$(BIN)/ruff check $(PY)
 	$(BIN)/ruff format --check $(PY)
 	$(BIN)/clang-format --dry-run --Werror $(CPP)
+
+types: $(VENV)/installed
+	$(BIN)/mypy
 
 format: $(VENV)/installed
 	$(BIN)/ruff check --fix $(PY)

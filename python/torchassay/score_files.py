@@ -140,7 +140,7 @@ def read(function: str, path: Path, only: Sequence[str] | None = None) -> Column
 
 def _npz(path: Path, only: Sequence[str] | None) -> dict[str, np.ndarray]:
     with path.open("rb") as file:
-        stored = np.load(file)
+        stored = np.load(file, allow_pickle=False)
         if not isinstance(stored, np.lib.npyio.NpzFile):
             raise ValueError("a single array")
         with stored:

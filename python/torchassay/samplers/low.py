@@ -57,8 +57,8 @@ def _on_simplex(point: Tensor, n: Tensor | None = None) -> Tensor:
     """
     if not len(point):
         return point
-    n = len(point) if n is None else n
+    total = len(point) if n is None else n
     point = point - point.max().clamp(min=0.0)
     k = torch.arange(1, len(point) + 1, device=point.device)
-    theta = (point.sort(descending=True).values.cumsum(0) - n) / k
+    theta = (point.sort(descending=True).values.cumsum(0) - total) / k
     return (point - theta.max()).clamp(min=0.0).nan_to_num(nan=0.0)
