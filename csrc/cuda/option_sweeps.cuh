@@ -163,8 +163,7 @@ TORCHASSAY_DEVICE void sweep_row(const OptionTask& task, const Walk<In, kUnit, k
     const float infinity = TORCHASSAY_INFINITY;
     Target target = look_up(task, walk.row, row);
     target.known = target.known || options.probabilities;
-    const float raw = target.logit;
-    target.logit = capped<kCapped>(options, raw).v;
+    target.logit = capped<kCapped>(options, target.logit).v;
 
     const RowTops tops = tops_of(walk, lane, steps);
     const float m = capped<kCapped>(options, tops.m).v;
@@ -189,10 +188,12 @@ TORCHASSAY_DEVICE void sweep_row(const OptionTask& task, const Walk<In, kUnit, k
     if (task.out[kGradNorm]) {
         if (!kCapped && !options.weight && !options.probabilities)
             norm = smoothed_norm(f, state, l, options.smoothing, float(walk.classes), 2.0f * options.z_loss * f.lse);
-        else if (!spread)
-            norm = capped_norm(options, f, sums.S, loss, t, l, target.y == k, tops.m, raw);
-        else
+        else if (spread)
             norm = sweep.norm(f, loss, t, weight);
+        else {  // the label's logit is read again: no register holds it through the sweeps
+            const float raw = target.y >= 0 ? load_logit(walk.row + target.y) : 0.0f;
+            norm = capped_norm(options, f, sums.S, loss, t, l, target.y == k, tops.m, raw);
+        }
     }
     const int prediction = task.out[kPrediction] ? prediction_of(walk, lane, tops.k, sums.s.R) : tops.k;
     if (lane == 0 && own == row)
