@@ -15,6 +15,7 @@ enum Slot : int {
     kConfidence,
     kLeastConfidence,
     kMargin,
+    kGini,
     kTargetMargin,
     kPrediction,
     kStats,
@@ -79,8 +80,8 @@ void option_grads(const Rows& rows, const Targets& targets, const Options& optio
 
 // The states of rows of which a slice of the classes is at hand: torchassay/reference/states.py. float32, float64 for
 // float64 rows.
-constexpr int kStateNumbers = 6;     // m, u, R, T, Q, x_y
-constexpr int kSmoothedNumbers = 9;  // and rest, gap, top
+constexpr int kStateNumbers = 7;      // m, u, R, T, Q, S, x_y
+constexpr int kSmoothedNumbers = 10;  // and rest, gap, top
 struct States {
     void* numbers;  // [parts, kStateNumbers, N], with label smoothing [parts, kSmoothedNumbers, N]
     int64_t* k;     // [parts, N]

@@ -331,8 +331,7 @@ def test_runs_as_a_module_of_its_own():
         (
             (MODEL, ROWS, "--out", "o", "--signals", "joy"),
             1,
-            "signals must be among loss, entropy, grad_norm, lse, confidence, least_confidence, margin, target_margin, "
-            "prediction, weight_grad_norm; got 'joy'",
+            f"signals must be among {', '.join(ta.scores.ROW_SIGNALS)}, weight_grad_norm; got 'joy'",
         ),
         ((MODEL, ROWS, "--out", "file"), 1, "could not write to 'file': File exists; go on with --resume"),
         (
