@@ -8,8 +8,6 @@
 
 namespace torchassay {
 
-constexpr int kStateNumbers = 7, kSmoothedNumbers = 10;  // of a state, in the order of its fields
-
 template <class F>
 struct SliceState {
     F m, u, R, T, Q;   // T over the temperature

@@ -63,7 +63,10 @@ def pytest_testnodedown(node):
 
 
 def pytest_terminal_summary(terminalreporter):
-    """The worst relative error that any test saw, for each backend, dtype and signal."""
+    """Kills that were survived, and the worst relative error that any test saw for each backend, dtype and signal."""
+    properties = [pair for report in terminalreporter.stats.get("passed", ()) for pair in report.user_properties]
+    if kills := sum(count for name, count in properties if name == "kills"):
+        terminalreporter.line(f"kills survived: {kills}")
     if not oracle.WORST:
         return
     terminalreporter.section("worst relative errors seen")
