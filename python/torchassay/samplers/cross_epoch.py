@@ -296,6 +296,11 @@ class Keys(Iterator):
         self._epoch, self._given = state["epoch"], min(state["given"], self._sampler.position)
 
 
+def index_type(n: int) -> type[np.signedinteger[Any]]:
+    """The smaller of the integers that hold n indices."""
+    return np.int32 if n < 1 << 31 else np.int64
+
+
 def _shown(index: np.ndarray) -> str:
     dots = ", ..." if len(index) > 4 else ""
     return f"[{', '.join(map(str, index[:4]))}{dots}] ({len(index)} samples)"

@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from torchassay import checks, data
+from torchassay.distributed import messages_of
 from torchassay.functional import score
 from torchassay.samplers import states
 from torchassay.samplers.counters import Counters
@@ -116,7 +117,8 @@ class InStep(states.Saved):
         """
         values, shape = self._values(scores)
         self._counters.scored(shape.numel())
-        chosen = self._chosen(values, *(self._like(*given, shape) for given in (("index", index), ("mask", mask))))
+        index, mask = self._like("index", index, shape), self._like("mask", mask, shape)
+        chosen = self._chosen(values, index, mask)
         weight, world = chosen.weight, 1
         count = chosen.count
         if not isinstance(count, Tensor):
@@ -381,8 +383,3 @@ def largest(values: Tensor, share: float, mask: Tensor | None) -> Chosen:
     weight = torch.zeros_like(values, dtype=torch.float32)
     weight[order] = (torch.arange(len(values), device=values.device) < kept).float()
     return Chosen(weight, kept)
-
-
-def messages_of(group: dist.ProcessGroup | None) -> torch.device:
-    """Where a group's messages lie."""
-    return torch.device("cpu" if "gloo" in dist.get_backend(group) else "cuda")

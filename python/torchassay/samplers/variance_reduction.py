@@ -10,8 +10,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from torchassay import checks, data
+from torchassay.distributed import messages_of
 from torchassay.philox import uniforms
-from torchassay.samplers.in_step import SECOND_DRAW, Chosen, InStep, checked_signal, messages_of
+from torchassay.samplers.in_step import SECOND_DRAW, Chosen, InStep, checked_signal
 from torchassay.samplers.scoring import Forward, device_of, index_of, rows_of
 from torchassay.scores import Scores
 
