@@ -81,11 +81,15 @@ class InStep(states.Saved):
         seed: a 64-bit int; what is picked depends on it, the step and the sample's place in the global batch alone.
         group: a `torch.distributed.ProcessGroup` whose ranks pick in step. Each picks from its own part of the batch;
             the count that the loss is divided by is that of all. Default: this process alone.
+
+    Raises:
+        ValueError: a seed of more than 64 bits.
+        TypeError: a seed or group of another type.
     """
 
     def __init__(self, needs: tuple[str, ...], *, seed: int = 0, group: dist.ProcessGroup | None = None):
         name = type(self).__name__
-        checks.integer(name, "seed", seed)
+        checks.seed(name, seed)
         checks.process_group(name, group)
         self.needs, self.seed, self.group = needs, seed, group
         self.step = 0
