@@ -44,7 +44,7 @@ def test_version_and_help():
 
 
 def test_runs_as_a_module():
-    command = [sys.executable, "-m", "torchassay.cli", "--epochs"]
+    command = [sys.executable, "-m", "torchassay", "--epochs"]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr.startswith("torchassay: No such option")
