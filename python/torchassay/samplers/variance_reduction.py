@@ -55,6 +55,10 @@ class VarianceReduction(InStep):
     ``weight`` is w times how often a sample was drawn, and ``count`` is b. With the gate shut everything is picked with
     weight 1. Every batch's scores enter tau.
 
+    Raises:
+        ValueError: an argument out of range.
+        TypeError: an argument of another type.
+
     Example:
         >>> import torch, torchassay as ta
         >>> picker = ta.samplers.VarianceReduction(pool=2, gate=False, seed=3)
