@@ -209,7 +209,7 @@ def contest(folder: Path, seed: int) -> str:
     axes = plots.noise_share(results, figure.add_subplot())
     axes.set_title("Whom Selective-Backprop picks where half of the labels are random")
     figure.savefig(folder / "noise_share.png", dpi=_DPI)
-    share, error = ({run["method"]: of(run) for run in results["runs"]} for of in (_picked_noise, _best_error))
+    share, error = ({each["method"]: of(each) for each in results["runs"]} for of in (_picked_noise, _best_error))
     return (
         f"With half of the labels drawn anew, {share['sb']:.0%} of what Selective-Backprop picks by the loss is "
         f"corrupted, by the entropy {share['sbe']:.0%}; their best test errors are {error['sb']:.1%} and "

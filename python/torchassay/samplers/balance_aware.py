@@ -15,8 +15,8 @@ from torch.utils.data import Dataset
 
 from torchassay import checks
 from torchassay.samplers.cross_epoch import FINISHED, STEP, index_type
+from torchassay.samplers.forwards import evaluating, index_of, unwrapped
 from torchassay.samplers.planned import Planned, zeros
-from torchassay.samplers.scoring import evaluating, index_of, unwrapped
 from torchassay.scores import Scores
 
 CRITERIA = {"both": ("similarity", "loss"), "similarity": ("similarity",), "loss": ("loss",)}

@@ -16,7 +16,7 @@ from torchassay.functional import score
 from torchassay.samplers import states
 from torchassay.samplers.counters import Counters
 from torchassay.samplers.cross_epoch import CrossEpoch
-from torchassay.samplers.scoring import Forward, default_forward, device_of, evaluating, index_of, rows_of, unwrapped
+from torchassay.samplers.forwards import Forward, default_forward, device_of, evaluating, index_of, rows_of, unwrapped
 from torchassay.scores import SIGNALS, Scores
 
 _LEAST = 2  # samples in a batch

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torchassay import checks, data
 from torchassay.distributed import messages_of
 from torchassay.philox import uniforms
+from torchassay.samplers.forwards import Forward, device_of, index_of, rows_of
 from torchassay.samplers.in_step import SECOND_DRAW, Chosen, InStep, checked_signal
-from torchassay.samplers.scoring import Forward, device_of, index_of, rows_of
 from torchassay.scores import Scores
 
 _LARGEST = torch.finfo(torch.float32).max  # of a score, so that sums of squares are finite in float64
