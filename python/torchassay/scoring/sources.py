@@ -15,8 +15,8 @@ import numpy as np
 from torch import Tensor
 
 from torchassay import checks
+from torchassay.named_objects import imported, is_name
 from torchassay.scoring.batches import Batch
-from torchassay.targets import imported, is_target
 
 _SAMPLED = 16  # rows that stand for a data set of which nothing else is known
 
@@ -41,7 +41,7 @@ def opened(function: str, data: Any) -> Source:
     """
     if not isinstance(data, (str, os.PathLike)):
         return _some(function, data, Items(function, data))
-    if is_target(str(data)):
+    if is_name(str(data)):
         found = imported(function, "data", str(data))
         makes_one = isinstance(found, type) or (callable(found) and not hasattr(found, "__getitem__"))
         found = found() if makes_one else found
