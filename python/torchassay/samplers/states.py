@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-import pickle
 import re
+import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, ItemsView, Iterator, Mapping
 from pathlib import Path
@@ -48,18 +48,20 @@ class Live(Mapping):
 def save(path: str | os.PathLike, state: dict) -> None:
     """Write ``state`` to ``path``; where its tensors take over 1 MB, they go to ``path.<checksum>`` beside it.
 
-    Both are written under other names first: a process that is killed leaves the old state or the new one.
+    Both are written under other names first: a process that is killed leaves the old state or the new one. The file
+    ends with its own checksum: torch does not look at those inside.
     """
     path, tensors, beside = Path(path), {}, None
     small = _taken_out(state, tensors)
     if sum(tensor.nbytes for tensor in tensors.values()) <= INLINE_BYTES:
-        _write(path, _bytes({"state": small, "tensors": tensors}))
+        data = _bytes({"state": small, "tensors": tensors})
     else:
-        data = _bytes(tensors)
-        checksum = hashlib.sha256(data).hexdigest()
+        large = _bytes(tensors)
+        checksum = hashlib.sha256(large).hexdigest()
         beside = path.with_name(f"{path.name}.{checksum[:16]}")
-        _write(beside, data)
-        _write(path, _bytes({"state": small, "beside": beside.name, "checksum": checksum}))
+        _write(beside, large)
+        data = _bytes({"state": small, "beside": beside.name, "checksum": checksum})
+    _write(path, data, hashlib.sha256(data).digest())
     for other in path.parent.iterdir():
         if _LEFT_OVER.fullmatch(other.name.removeprefix(path.name)) and other != beside:
             other.unlink(missing_ok=True)
@@ -69,25 +71,28 @@ def load(path: str | os.PathLike) -> dict:
     """What `save` wrote.
 
     Raises:
-        ValueError: not a file of `save`'s, or the file beside it is missing or is not the one that was written.
+        ValueError: not a file of `save`'s, or one that has changed since; or the file beside it is missing or is not
+            the one that was written. Nothing in either is executed.
     """
     path = Path(path)
-    try:
-        saved = torch.load(path, weights_only=True)
-    except (pickle.UnpicklingError, EOFError, LookupError, RuntimeError) as error:  # whatever its bytes look like
-        got = f"another file ({type(error).__name__})"
-        raise checks.InputValueError(f"load: {path} must be what save wrote, got {got}") from None
-    tensors = saved.get("tensors")
-    if tensors is None:
-        beside = path.with_name(saved["beside"])
-        if not beside.exists():
-            raise checks.InputValueError(f"load: {path} must have {saved['beside']} beside it, got no such file")
+    data = path.read_bytes()
+    end = len(data) - hashlib.sha256().digest_size
+    if hashlib.sha256(data[:end]).digest() != data[end:]:
+        raise _refused(path, "another file (checksum)")
+    saved = _unpickled(path, data[:end])
+    if saved.get("beside"):
+        beside = path.with_name(Path(f"{saved['beside']}").name)  # here, whatever else it may say
+        if not beside.is_file():
+            raise checks.InputValueError(f"load: {path} must have {beside.name} beside it, got no such file")
         data = beside.read_bytes()
-        checksum = hashlib.sha256(data).hexdigest()
-        if checksum != saved["checksum"]:
-            raise checks.InputValueError(f"load: {beside} must have the checksum {saved['checksum']}, got {checksum}")
-        tensors = torch.load(io.BytesIO(data), weights_only=True)
-    return _put_back(saved["state"], tensors)
+        checksum, expected = hashlib.sha256(data).hexdigest(), saved.get("checksum")
+        if checksum != expected:
+            raise checks.InputValueError(f"load: {beside} must have the checksum {expected}, got {checksum}")
+        saved["tensors"] = _unpickled(beside, data)
+    try:
+        return _put_back(saved["state"], saved["tensors"], {})
+    except (LookupError, TypeError, RecursionError) as error:
+        raise _refused(path, f"another state ({type(error).__name__})") from None
 
 
 class Saved:
@@ -125,14 +130,38 @@ def _taken_out(value, tensors: dict[str, Tensor]):
     return value
 
 
-def _put_back(value, tensors: dict[str, Tensor]):
+def _put_back(value, tensors: dict[str, Tensor], done: dict[int, object]):
+    """``done`` is what was put back already: a file may say the same list a million times."""
+    if id(value) in done:
+        return done[id(value)]
+    found = value
     if isinstance(value, dict):
         if value.keys() == {None}:
             return tensors[value[None]]
-        return {key: _put_back(item, tensors) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(_put_back(item, tensors) for item in value)
-    return value
+        found = {key: _put_back(item, tensors, done) for key, item in value.items()}
+    elif isinstance(value, list | tuple):
+        found = type(value)(_put_back(item, tensors, done) for item in value)
+    done[id(value)] = found
+    return found
+
+
+def _unpickled(path: Path, data: bytes) -> dict:
+    """What torch.load finds in bytes that may be anything: tensors and plain Python, which take no more than the bytes
+    do, since nothing may be compressed."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
+                raise zipfile.BadZipFile
+        found = torch.load(io.BytesIO(data), weights_only=True)
+    except Exception as error:  # whatever the bytes made of torch's reader
+        raise _refused(path, f"another file ({type(error).__name__})") from None
+    if not isinstance(found, dict):
+        raise _refused(path, f"another file ({type(found).__name__})")
+    return found
+
+
+def _refused(path: Path, got: str) -> checks.InputValueError:
+    return checks.InputValueError(f"load: {path} must be what save wrote, got {got}")
 
 
 def _bytes(value) -> memoryview:
@@ -141,11 +170,11 @@ def _bytes(value) -> memoryview:
     return buffer.getbuffer()
 
 
-def _write(path: Path, data: memoryview) -> None:
+def _write(path: Path, *parts: memoryview | bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     with open(partial, "wb") as file:
-        file.write(data)
+        file.writelines(parts)
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)
