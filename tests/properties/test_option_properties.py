@@ -24,7 +24,9 @@ def test_scores_under_any_options_are_the_oracles(fast_place, x, data):
         return
     y = classes_of(data.draw, x)
     case = data.draw(option_cases(x))._replace(z_loss=0.0)
-    found = ta.score(x.to(fast_place.device), y.to(fast_place.device), signals=ROW_SIGNALS, **keywords(case, fast_place))
+    found = ta.score(
+        x.to(fast_place.device), y.to(fast_place.device), signals=ROW_SIGNALS, **keywords(case, fast_place)
+    )
     allowed = option_contract.tolerance(case, x.dtype)
     option_contract.check(str(case), found.cpu(), truth(x, y, case), case, x, allowed)
 
@@ -37,7 +39,8 @@ def test_scores_for_class_probabilities_are_the_oracles(fast_place, x, data):
     p = torch.softmax(torch.randn(x.shape, generator=noise(data.draw(SEEDS)), dtype=wide) * 3, 1)
     case = data.draw(option_cases(x))._replace(z_loss=0.0)
     here = x.to(fast_place.device)
-    found = ta.score(here, p.to(fast_place.device), signals=OF_PROBABILITIES, **keywords(case, fast_place)).cpu()
+    how = {"signals": OF_PROBABILITIES, "backend": fast_place.backend, **keywords(case, fast_place)}
+    found = ta.score(here, p.to(fast_place.device), **how).cpu()
     allowed = 4 * option_contract.tolerance(case, x.dtype)
     option_contract.check(str(case), found, truth(x, p, case), case, x, allowed)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from fractions import Fraction
 
@@ -130,7 +131,7 @@ def test_a_memory_is_what_one_visit_after_the_other_makes_of_it(n, visits, dtype
         for name, value in expected.items():
             assert math.isclose(float(memory[name][i]), value, rel_tol=1e-5, abs_tol=1e-6), (name, values)
         right = [value > 0 for value in margins[i]]
-        forgotten = sum(a and not b for a, b in zip(right, right[1:], strict=False)) if any(right) else math.inf
+        forgotten = sum(a and not b for a, b in itertools.pairwise(right)) if any(right) else math.inf
         assert float(memory["forgotten"][i]) == forgotten
     again = ta.SampleMemory(n, RULES)
     again.load_state_dict(memory.state_dict())

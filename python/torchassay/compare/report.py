@@ -123,7 +123,7 @@ def _arrays(out: Path, rows: list[Row], notes: list[str]) -> Iterator[tuple[str,
     for row in rows:
         path = out / (_first(row.method)["arrays"] or "")
         if path.is_file():
-            with np.load(path) as found:
+            with np.load(path, allow_pickle=False) as found:
                 yield row.method.name, dict(found)
         else:
             notes.append(f"{row.method.title}: its numbers for single samples are missing, so some pictures lack it.")
@@ -253,7 +253,7 @@ def _kinds(rows: list[Row], arrays: dict[str, dict]) -> Iterator[page.Picture]:
 def _images(out: Path, rows: list[Row], arrays: dict[str, dict]) -> Iterator[page.Picture]:
     if not (out / "data.npz").is_file():
         return
-    with np.load(out / "data.npz") as kept:
+    with np.load(out / "data.npz", allow_pickle=False) as kept:
         images = dict(kept).get("images")
     if images is None:
         return
