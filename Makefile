@@ -7,7 +7,7 @@ SOURCES := setup.py CMakeLists.txt $(wildcard csrc/*.* csrc/*/*.*)
 CPP := $(wildcard csrc/*.* csrc/*/*.* tests/*/*.h tests/*/*.cpp)
 PY := setup.py python triton_kernels tests benchmarks
 
-.PHONY: demo test stress bench lint format gpu browser clean
+.PHONY: demo test stress fuzz bench lint format gpu browser clean
 
 demo: $(VENV)/built
 	$(BIN)/torchassay demo
@@ -18,6 +18,13 @@ test: $(VENV)/built
 # The tests that kill trainings, ten times as often.
 stress: $(VENV)/built
 	TORCHASSAY_KILLS=10 $(BIN)/pytest -n auto tests/test_resume.py
+
+# Forty times as many examples in the property tests, other ones in every run: over 20,000. Then, where there is clang,
+# libFuzzer on the native entry points for SECONDS, under AddressSanitizer and UBSan: compiling takes minutes, once.
+SECONDS ?= 120
+fuzz: $(VENV)/built
+	TORCHASSAY_FUZZ=1 $(BIN)/pytest -n auto --dist load tests/properties tests/test_properties.py tests/test_hostile_files.py
+	PATH="$(abspath $(BIN)):$$PATH" tests/fuzz/run $(SECONDS)
 
 bench: $(VENV)/built
 	$(BIN)/pytest benchmarks -o "python_files=bench_*.py" -p no:cacheprovider --benchmark-quiet -W default

@@ -141,3 +141,17 @@ def test_a_row_is_the_same_in_any_batch_under_options(fast_place, x, at, data):
     whole, split = of(slice(None)), Scores.cat([of(slice(at)), of(slice(at, None))])
     for name in ROW_SIGNALS:
         assert torch.equal(getattr(whole, name), getattr(split, name)), name
+
+
+@examples(3, logits(rows=2, classes=20, values=MILD, dead=False), st.data())
+def test_loss_and_gradient_on_every_backend(place, x, data):
+    """The interpreter among them, which is why there are few."""
+    y, case = classes_of(data.draw, x), data.draw(option_cases(x))
+    leaf = x.clone().to(place.device).requires_grad_()
+    how = {"reduction": "none", "backend": place.backend}
+    loss = ta.cross_entropy(leaf, y.to(place.device), **how, **keywords(case, place))
+    loss.sum().backward()
+    exact, allowed = truth(x, y, case), 8 * option_contract.tolerance(case, x.dtype)
+    size = exact.signals["loss"].abs() + exact.signals["lse"].abs() + 1
+    assert ((loss.detach().cpu().double() - exact.signals["loss"]).abs() <= allowed * size).all()
+    option_contract.check_gradient(str(case), leaf.grad.cpu(), exact.grad_loss, exact.parts, allowed)
