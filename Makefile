@@ -7,13 +7,13 @@ SOURCES := setup.py CMakeLists.txt $(wildcard csrc/*.* csrc/*/*.*)
 CPP := $(wildcard csrc/*.* csrc/*/*.* tests/*/*.h tests/*/*.cpp)
 PY := setup.py python triton_kernels tests benchmarks
 
-.PHONY: demo test stress fuzz bench lint format gpu browser clean
+.PHONY: demo test test-integrations packaging matrix docs stress fuzz bench lint types format gpu browser clean
 
 demo: $(VENV)/built
 	$(BIN)/torchassay demo
 
 test: $(VENV)/built
-	$(BIN)/pytest -n auto --dist loadfile
+	$(BIN)/pytest -n auto --dist loadfile --ignore tests/integrations
 
 # The tests that kill trainings, ten times as often.
 stress: $(VENV)/built
@@ -26,13 +26,33 @@ fuzz: $(VENV)/built
 	TORCHASSAY_FUZZ=1 $(BIN)/pytest -n auto --dist load tests/properties tests/test_properties.py tests/test_hostile_files.py
 	PATH="$(abspath $(BIN)):$$PATH" tests/fuzz/run $(SECONDS)
 
+# The adapters against the trainers and engines themselves, on the CPU; blocks of the docs that need them.
+test-integrations: $(VENV)/integrated
+	$(BIN)/pytest tests/integrations tests/test_docs.py tests/test_score_data.py -W default -n auto --dist loadfile
+
+# What users install, each in a fresh environment: wheel, sdist, editable, without CUDA, without a compiler. Minutes.
+packaging: $(VENV)/built
+	$(BIN)/pytest tests/test_packaging.py tests/packaging/installs.py -s
+
+# By hand: the oldest and the newest torch and Triton that pip finds. On Linux that is torch for CUDA, gigabytes of it,
+# unless PIP_INDEX_URL names an index of builds for the CPU, and PIP_EXTRA_INDEX_URL one of all else.
+matrix: $(VENV)/built
+	$(BIN)/python tests/packaging/matrix.py build/matrix
+
+# Into build/docs/docs/index.html; a warning is an error.
+docs: $(VENV)/documented
+	$(BIN)/sphinx-build -W --keep-going -q -c docs . build/docs
+
 bench: $(VENV)/built
 	$(BIN)/pytest benchmarks -o "python_files=bench_*.py" -p no:cacheprovider --benchmark-quiet -W default
 
-lint: $(VENV)/installed
+lint: types
 	$(BIN)/ruff check $(PY)
 	$(BIN)/ruff format --check $(PY)
 	$(BIN)/clang-format --dry-run --Werror $(CPP)
+
+types: $(VENV)/installed
+	$(BIN)/mypy
 
 format: $(VENV)/installed
 	$(BIN)/ruff check --fix $(PY)
@@ -62,4 +82,13 @@ $(VENV)/installed: pyproject.toml
 
 $(VENV)/built: $(VENV)/installed $(SOURCES)
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pip install -q --no-build-isolation --no-deps -e .
+	touch $@
+
+# The native module stays where it was built.
+$(VENV)/integrated: $(VENV)/built
+	TORCHASSAY_NATIVE=0 $(BIN)/python -m pip install -q --no-build-isolation -e ".[integrations]"
+	touch $@
+
+$(VENV)/documented: $(VENV)/integrated
+	TORCHASSAY_NATIVE=0 $(BIN)/python -m pip install -q --no-build-isolation -e ".[docs]"
 	touch $@

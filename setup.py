@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from setuptools import Extension, setup
+from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent.resolve()
@@ -36,15 +36,7 @@ class CMakeBuild(build_ext):
 
 native = os.environ.get("TORCHASSAY_NATIVE", "1") != "0"
 setup(
-    packages=[
-        "torchassay",
-        "torchassay.checks",
-        "torchassay.compare",
-        "torchassay.ops",
-        "torchassay.reference",
-        "torchassay.samplers",
-        "torchassay.triton_kernels",
-    ],
+    packages=[*find_packages("python"), "torchassay.triton_kernels"],
     package_dir={"torchassay": "python/torchassay", "torchassay.triton_kernels": "triton_kernels"},
     package_data={"torchassay": ["py.typed"]},
     ext_modules=[Extension("torchassay._native", sources=[])] if native else [],

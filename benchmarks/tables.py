@@ -22,16 +22,16 @@ def table(rows: list[dict]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def document(about: str, how: str, tables: Tables) -> str:
+def document(name: str, about: str, how: str, tables: Tables) -> str:
     """Everything as Markdown; ``about``: the machine, the versions, the day; ``how``: how it was measured."""
-    parts = [f"# Benchmarks\n\n{about}. {how}"]
+    parts = [f"# Benchmarks: {name}\n\n{about}. {how}"]
     parts += [f"## {topic}\n\n{table(rows)}" for topic, rows in tables.items()]
     return "\n\n".join(parts) + "\n"
 
 
 def save(folder: Path, name: str, about: str, how: str, tables: Tables) -> str:
     """Write ``name``.md and ``name``.json into ``folder``; the Markdown."""
-    text = document(about, how, tables)
+    text = document(name, about, how, tables)
     folder.mkdir(exist_ok=True)
     (folder / f"{name}.md").write_text(text)
     (folder / f"{name}.json").write_text(json.dumps({"machine": about, "tables": tables}, indent=1) + "\n")

@@ -125,7 +125,11 @@ def test_ctrl_c_says_how_to_go_on(tmp_path, monkeypatch):
         return _whole(self, batch, weight)
 
     monkeypatch.setattr(Training, "_step", stopped)
-    result = CliRunner().invoke(main, ["compare", "--data", "digits", "--methods", "sgd", "--out", str(tmp_path)])
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job is born deaf to it
+    try:
+        result = CliRunner().invoke(main, ["compare", "--data", "digits", "--methods", "sgd", "--out", str(tmp_path)])
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert result.exit_code == 130
     expected = f"stopped after the last whole epoch; go on with the same command and --resume (--out {tmp_path})"
     assert expected in result.stderr.splitlines()

@@ -201,3 +201,26 @@ def test_code_on_trainers_runs(section, tmp_path, monkeypatch, threads):
         exec(block, names)
         steps.append((names["sampler"].epoch, names["sampler"].position))
     assert steps == {"L": [(1, 3), (0, 3)], "H": [(1, 6), (1, 6)], "A": [(1, 3)]}[section[0]]
+
+
+def test_code_on_getting_started_runs():
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "getting_started.md").read_text(), re.DOTALL)
+    names = {
+        "logits": torch.randn(64, 10, requires_grad=True),
+        "target": torch.randint(10, (64,)),
+        "loader": DataLoader(TensorDataset(torch.randn(64, 4), torch.randint(10, (64,))), batch_size=16),
+        "model": torch.nn.Linear(4, 10),
+    }
+    for block in blocks[:2]:
+        exec(block, names)
+    assert names["s"].signals == ("entropy", "grad_norm") and names["logits"].grad is not None
+    assert len(names["hard"]) == 8 and len(names["everything"]) == 128
+    for block in blocks[2:]:
+        exec(block, names)
+    assert names["model"].weight.grad is not None
+
+
+def test_every_page_with_code_is_run_by_a_test():
+    pages = {page.name for page in (ROOT / "docs").glob("*.md") if "```python" in page.read_text()}
+    here = {"getting_started.md", "samplers.md", "trainers.md", "vocabulary_parallel.md"}
+    assert pages == here | {"scoring.md", "trl.md"}  # test_scoring_docs.py, integrations/test_trl.py

@@ -181,10 +181,9 @@ def test_five_signals_are_verified_timed_and_held_against_bars(bench, monkeypatc
     assert rows[OURS[0]]["max error"] <= 2e-6 < rows["PyTorch chain"]["max error"]
     assert rows[alone[0]]["bar"] == "<= 1.15x this for five" and rows["PyTorch chain"]["bar"] == ">= 10x ours"
     assert rows["native"]["bar"] == ">= 60 % of read" if "native" in rows else True
-    text = tables.document("a machine", "So.", bench.record)
-    assert text.startswith("# Benchmarks\n\na machine. So.\n\n## Five signals") and text.count("| 300 x 100 |") == len(
-        rows
-    )
+    text = tables.document("a-gpu", "a machine", "So.", bench.record)
+    assert text.startswith("# Benchmarks: a-gpu\n\na machine. So.\n\n## Five signals")
+    assert text.count("| 300 x 100 |") == len(rows)
 
 
 def test_wrong_signals_are_recorded_and_not_timed(bench, monkeypatch):

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -24,10 +22,10 @@ from torchassay.cli import main
 pytest.importorskip("pyarrow")
 
 from pyarrow import parquet
+from scoring_processes import MODEL, ROWS, ended, on_two_ranks
 from torchassay.scoring import score_dataset
 
 KILLS = 2 * int(os.environ.get("TORCHASSAY_KILLS", "1"))  # of a run; 20 in `make stress`
-MODEL, ROWS = f"{scorable.__file__}:network", f"{scorable.__file__}:rows"
 CUT = ("--batch-size", "7", "--batches-per-part", "3")  # 22 batches, 7 parts
 PARTS = [f"part-0000{number}.parquet" for number in range(7)]
 
@@ -213,39 +211,6 @@ def test_a_part_without_a_good_row_stops(tmp_path):
 
 # ---- kills
 
-FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["torchassay.scoring", "pyarrow.parquet", "pytest"])  # imported once
-
-
-def scores(arguments: list[str], moment: int) -> None:
-    """The command in a process of its own, which a SIGKILL ends at that moment: one comes before each forward, and two
-    come with each part, between writing it and renaming it, and between that and the note of it in the folder."""
-    torch.set_num_threads(1)
-    from torchassay.scoring.dataset_scorer import DatasetScorer
-
-    left = moment
-
-    def counted(function):
-        def call(*given):
-            nonlocal left
-            left -= 1
-            if left == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return function(*given)
-
-        return call
-
-    os.fsync = counted(os.fsync)
-    DatasetScorer.__call__ = counted(DatasetScorer.__call__)
-    main(["score", *arguments], standalone_mode=False)
-
-
-def ended(arguments: list[str], moment: int = 0) -> int | None:
-    process = FORKS.Process(target=scores, args=(arguments, moment))
-    process.start()
-    process.join()
-    return process.exitcode
-
 
 def test_killed_at_random_moments(tmp_path, whole):
     out, random, moments = tmp_path / "out", np.random.default_rng(1), 2 + 22 + 7 * 2
@@ -301,30 +266,6 @@ def test_torchrun_goes_on_with_the_run_of_one_process(tmp_path, whole):
     assert ranks.returncode == 0, errors.decode()
     assert errors.decode().count("| 0/") == 1  # one bar
     assert contents(out) == whole
-
-
-def on_a_rank(rank: int, port: int, out: Path, told: Path) -> None:
-    """A process as torchrun starts it; what it did, or its error."""
-    torch.set_num_threads(1)
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    try:
-        done = score_dataset(MODEL, ROWS, out, batch_size=7, batches_per_part=3, workers=1)
-        told.write_text(f"{done.rows} rows, {done.parts} parts")
-    except ValueError as error:
-        told.write_text(str(error))
-
-
-def on_two_ranks(out: Path) -> list[str]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    files = [out.with_name(f"{rank}.txt") for rank in range(2)]
-    ranks = [FORKS.Process(target=on_a_rank, args=(rank, port, out, files[rank])) for rank in range(2)]
-    for process in ranks:
-        process.start()
-    for process in ranks:
-        process.join()
-    return [file.read_text() for file in files]
 
 
 def test_two_ranks_share_the_parts(tmp_path, whole):

@@ -7,6 +7,7 @@ import functools
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from enum import IntEnum
+from typing import Any
 
 import numpy as np
 import torch
@@ -55,12 +56,12 @@ class Indexed(Dataset):
 
     def __init__(self, dataset: Dataset):
         _map_style("Indexed", dataset)
-        self.dataset = dataset
+        self.dataset: Any = dataset  # whose length torch's Dataset does not declare
 
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, key: int | tuple[int, float]):
+    def __getitem__(self, key: int | tuple[int, float]) -> Any:
         return self.__getitems__([key])[0]
 
     def __getitems__(self, keys: Sequence[int | tuple[int, float]]) -> list:
@@ -131,7 +132,16 @@ class Corrupted(Dataset):
         dataset: the data set as it was.
     """
 
-    def __init__(self, dataset, kind, fraction, *, num_classes=None, seed=0, targets=None):
+    def __init__(
+        self,
+        dataset: Dataset,
+        kind: str,
+        fraction: float,
+        *,
+        num_classes: int | None = None,
+        seed: int = 0,
+        targets: Tensor | Sequence[int] | None = None,
+    ):
         _map_style("corrupt", dataset)
         if kind not in KINDS:
             raise checks.InputValueError(f"corrupt: kind must be one of {', '.join(KINDS)}, got {kind!r}")
@@ -142,8 +152,9 @@ class Corrupted(Dataset):
             raise checks.InputValueError(f"corrupt: seed must have 64 bits, got {seed}")
         if kind != "labels" and (num_classes is not None or targets is not None):
             raise checks.InputValueError(f"corrupt: num_classes and targets belong to kind 'labels', got {kind!r}")
-        n = len(dataset)
-        self.dataset, self.kind, self.seed = dataset, kind, seed
+        self.dataset: Any = dataset  # whose length torch's Dataset does not declare
+        self.kind, self.seed = kind, seed
+        n = len(self)
         self._targets = None if targets is None else torch.as_tensor(targets).cpu()
         samples = torch.arange(n)
         self.mask = torch.zeros(n, dtype=torch.bool)
@@ -169,7 +180,7 @@ class Corrupted(Dataset):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, index: int):
+    def __getitem__(self, index: int) -> Any:
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list:
@@ -195,7 +206,7 @@ class Corrupted(Dataset):
             changed[index] = not torch.equal(torch.as_tensor(new), torch.as_tensor(old))
         return changed
 
-    def _corrupted(self, index: int, item):
+    def _corrupted(self, index: int, item: Any) -> Any:
         if not isinstance(item, (tuple, list)) or len(item) < 2:
             expected = "a tuple or list (input, label, ...)"
             raise TypeError(f"Corrupted: an item must be {expected}, got {type(item).__name__}")
@@ -222,7 +233,7 @@ class Corrupted(Dataset):
         return noise.round().clamp(limits.min, limits.max).to(image.dtype)
 
 
-def take(batch, rows: Tensor):
+def take(batch: Any, rows: Tensor) -> Any:
     """Rows of a collated batch, in a batch of the same structure.
 
     Args:
@@ -251,11 +262,11 @@ def take(batch, rows: Tensor):
         raise checks.InputValueError(f"take: batch must hold columns of one length, got {got}")
     size = max(lengths, default=0)
     if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < size:
-        got = int(rows.min()) if rows.min() < 0 else int(rows.max())
-        raise checks.InputValueError(f"take: rows must be in [0, {size}), got {got}")
+        outside = int(rows.min()) if rows.min() < 0 else int(rows.max())
+        raise checks.InputValueError(f"take: rows must be in [0, {size}), got {outside}")
     chosen = rows.tolist()
 
-    def picked(column):
+    def picked(column: Any) -> Any:
         if isinstance(column, Tensor):
             return column.index_select(0, rows.to(column.device))
         return type(column)(column[row] for row in chosen)
@@ -263,7 +274,7 @@ def take(batch, rows: Tensor):
     return _mapped("take", picked, [batch])
 
 
-def join(batches: Sequence):
+def join(batches: Sequence) -> Any:
     """One batch of the rows of several, which have one structure: what `take` took, side by side.
 
     Raises:
@@ -279,7 +290,7 @@ def join(batches: Sequence):
     if not batches:
         raise checks.InputValueError("join: batches must hold at least one batch, got none")
 
-    def joined(*columns):
+    def joined(*columns: Any) -> Any:
         if not isinstance(columns[0], Tensor):
             return type(columns[0])(value for column in columns for value in column)
         for column in columns[1:]:
@@ -291,7 +302,7 @@ def join(batches: Sequence):
     return _mapped("join", joined, batches)
 
 
-def _mapped(function: str, of_columns: Callable, batches: Sequence):
+def _mapped(function: str, of_columns: Callable, batches: Sequence) -> Any:
     """The structure of the batches, with what ``of_columns`` makes of the columns that stand in one place."""
     first = batches[0]
     if isinstance(first, Tensor) and first.dim() > 0:
@@ -309,7 +320,7 @@ def _mapped(function: str, of_columns: Callable, batches: Sequence):
         got = " and ".join(sorted({_named(batch) for batch in batches}))
         raise checks.InputValueError(f"{function}: batches must have one structure, got {got}")
     if isinstance(first, Mapping):
-        found = copy.copy(first)
+        found: Any = copy.copy(first)
         found.update({key: _mapped(function, of_columns, [batch[key] for batch in batches]) for key in first})
         return found
     if isinstance(first, Tensor) or column:
@@ -323,7 +334,7 @@ def _is_column(value: list | tuple) -> bool:
     return not hasattr(value, "_make") and not any(isinstance(part, (Tensor, Mapping, list, tuple)) for part in value)
 
 
-def _named(value) -> str:
+def _named(value: Any) -> str:
     """A batch's kind for messages: its type, and what tells its structure from others."""
     if isinstance(value, Tensor):
         return f"{checks.dtype_name(value.dtype)} tensor of shape {tuple(value.shape)}"
@@ -332,13 +343,13 @@ def _named(value) -> str:
     return f"{type(value).__name__} of {len(value)}" if isinstance(value, (list, tuple)) else type(value).__name__
 
 
-def _map_style(function: str, dataset) -> None:
+def _map_style(function: str, dataset: Any) -> None:
     if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
         expected = "a map-style data set with a length"
         raise checks.InputTypeError(f"{function}: dataset must be {expected}, got {type(dataset).__name__}")
 
 
-def _index(function: str, key, n: int) -> int:
+def _index(function: str, key: Any, n: int) -> int:
     try:
         index = operator.index(key)
     except TypeError:
@@ -353,7 +364,7 @@ def _items(dataset: Dataset, indices: list[int]) -> Sequence:
     return together(indices) if together else [dataset[index] for index in indices]
 
 
-def _with_last(item, values: tuple):
+def _with_last(item: Any, values: tuple) -> Any:
     if isinstance(item, Mapping):
         added = dict(zip(("index", "weight"), values, strict=False))
         taken = [name for name in added if name in item]
@@ -363,7 +374,7 @@ def _with_last(item, values: tuple):
     return (*item, *values) if isinstance(item, (tuple, list)) else (item, *values)
 
 
-def _like(label, value: int):
+def _like(label: Any, value: int) -> Any:
     """A new label in the type of the old one."""
     if isinstance(label, Tensor) and label.dim() == 0 and label.dtype in checks.INTEGERS:
         return torch.full_like(label, value)

@@ -35,7 +35,7 @@ def cpu_group() -> dist.ProcessGroup | None:
     return _groups[world]
 
 
-def all_gathered(mine: Tensor, group: dist.ProcessGroup) -> Tensor:
+def all_gathered(mine: Tensor, group: dist.ProcessGroup | None) -> Tensor:
     """What every rank of the group has, [W, ...], in the order of ranks."""
     everyone = mine.new_empty(dist.get_world_size(group), *mine.shape)
     dist.all_gather(list(everyone), mine.contiguous(), group=group)

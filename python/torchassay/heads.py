@@ -46,7 +46,7 @@ def score_binary(
     p), as `F.binary_cross_entropy_with_logits` without reduction, summed; entropy = -sum p log p + (1 - p) log(1 - p);
     grad_norm = ||(1 - y) p - w y (1 - p)||_2, the norm of the loss's gradient by the logits: what EL2N (Paul et al.
     2021, section 2.2) and the upper bound of Katharopoulos and Fleuret (2018, eq. 20) become for this loss. For targets
-    of 0 and 1 all keep their relative precision however sure the model is, until e^-|x| underflows; for others
+    of 0 and 1 all keep their relative precision however sure the model is, until ``e^-|x|`` underflows; for others
     grad_norm is a difference, and as precise as what is subtracted.
 
     Example:
@@ -91,9 +91,9 @@ def score_regression(
         TypeError: a dtype that does not fit.
         RuntimeError: a forced backend that can't take the call.
 
-    Signals, with d = input - target: loss = sum d^2, sum |d|, or the sum of `F.huber_loss`; grad_norm = the L2 norm of
-    the loss's gradient by the input, which is 2 d, sign(d) (0 at d = 0), or d clamped to [-delta, delta]. A grad_norm
-    in the dtype's range is right, also where the loss, a square, underflows or overflows.
+    Signals, with d = input - target: loss = sum d^2, ``sum |d|``, or the sum of `F.huber_loss`; grad_norm = the L2 norm
+    of the loss's gradient by the input, which is 2 d, sign(d) (0 at d = 0), or d clamped to [-delta, delta]. A
+    grad_norm in the dtype's range is right, also where the loss, a square, underflows or overflows.
 
     Example:
         >>> import torch, torchassay as ta

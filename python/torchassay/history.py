@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -189,7 +191,7 @@ class History:
             name: value.clone() for name, value in self._state.items()
         }
 
-    def load_state_dict(self, state: dict[str, Tensor | int | bool]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a `state_dict`, on the device of its tensors. All other options are the object's own."""
         for name in ("capacity", "bins"):
             if state.get(name) != getattr(self, name):

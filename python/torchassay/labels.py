@@ -7,7 +7,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from torch import Tensor
@@ -134,14 +134,15 @@ def report(
     table |= {name: values[order] for name, values in known.items()}
     if given is not None:
         table["given"] = given[order]
-    if probabilities is not None:
+    if probabilities is not None and given is not None:
         table["belief"] = probabilities.argmax(1)[order]
         notes.append(_cleanlab(table, probabilities[order], given[order]))
     elif "self_confidence" in known:
         notes.append("self_confidence is cleanlab's label quality; its find_label_issues needs given and pred_probs.")
     precision = {}
     if true is not None:
-        table |= {"true": true[order], "wrong": (given != true)[order].astype(np.int64)}
+        wrong_label = (given != true)[order]  # type: ignore[index]  # an array: with true there is given
+        table |= {"true": true[order], "wrong": wrong_label.astype(np.int64)}
         wrong = int(table["wrong"].sum())
         places = sorted({*ks, wrong} - {0})
         precision = {place: float(table["wrong"][:place].mean()) for place in places if place <= len(order)}
@@ -160,7 +161,7 @@ def _ks(k: int | Sequence[int]) -> Sequence[int]:
     return ks
 
 
-def _labels(found: Columns, name: str, value) -> np.ndarray | None:
+def _labels(found: Columns, name: str, value: Any) -> np.ndarray | None:
     """Labels of the rows: as they came, or else of the file."""
     if value is None:
         return found.labels(name) if name in found else None
@@ -210,7 +211,7 @@ def _cleanlab(table: dict[str, np.ndarray], probabilities: np.ndarray, given: np
     return f"cleanlab takes {table['label_issue'].sum()} labels for wrong: column label_issue."
 
 
-def _pictures(found: Columns, scores, images) -> np.ndarray | None:
+def _pictures(found: Columns, scores: Any, images: Any) -> np.ndarray | None:
     """Images [n, H, W] or [n, H, W, channels], as matplotlib shows them; of a comparison perhaps of the first only."""
     if images is None:
         beside = Path(scores).parent if isinstance(scores, (str, os.PathLike)) else Path()

@@ -11,7 +11,7 @@ import shutil
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -36,7 +36,7 @@ class Field(NamedTuple):
 class Update(NamedTuple):
     """The scores of a batch on their way into the memory."""
 
-    index: Tensor
+    index: Tensor  # type: ignore[assignment]  # hides tuple.index
     step: Tensor  # one for all, or one a sample
     values: dict[str, Tensor]  # by signal
     copied: list[torch.cuda.Event]  # after which the tensors hold what they should; none: they do now
@@ -185,7 +185,7 @@ class SampleMemory:
         self._take_in()
         return {"fields": dict(self.fields)} | {name: torch.from_numpy(array) for name, array in self._stored().items()}
 
-    def load_state_dict(self, state: Mapping[str, Tensor | dict[str, str]]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a `state_dict`, whose numbers are copied. A state of another memory raises ValueError."""
         function = "SampleMemory.load_state_dict"
         if state.get("fields") != self.fields:
@@ -335,7 +335,7 @@ def _field(name: str, rule: str) -> Field:
         decay = float(found[2] or 0.0) if found else math.nan
     except ValueError:
         decay = math.nan
-    if not 0.0 <= decay < 1.0:
+    if found is None or not 0.0 <= decay < 1.0:
         expected = "last, mean, max, forgetting or ema:DECAY with DECAY in [0, 1), and may go on with ' of SIGNAL'"
         raise checks.InputValueError(f"SampleMemory: a rule must be {expected}; got {rule!r}")
     return Field(found[1].partition(":")[0], decay, found[4] or name)
@@ -370,8 +370,8 @@ def _renewed(field: Field, old: np.ndarray, value: np.ndarray, count: np.ndarray
         incorrect = np.where(known, np.where(old < 0, old, -old - 1), np.inf)
         new = np.where(value > 0, correct, incorrect)
     else:
-        share = {"last": 0.0, "mean": 1 - 1 / count, "ema": field.decay}[field.rule]
-        share = np.where(np.isnan(old), 0.0, share)
+        shares: dict[str, float | np.ndarray] = {"last": 0.0, "mean": 1 - 1 / count, "ema": field.decay}
+        share = np.where(np.isnan(old), 0.0, shares[field.rule])
         with np.errstate(invalid="ignore"):  # infinities of both signs have no mean
             new = np.where(share > 0, share * old + (1 - share) * value, value)
     return np.where(np.isnan(value) | np.isnan(new), old, new)

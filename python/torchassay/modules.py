@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,6 +23,8 @@ class CrossEntropyLoss(torch.nn.Module):
     ``forward(input, target)`` gives the loss, or with ``signals`` the pair (loss, `Scores`).
     """
 
+    weight: Tensor | None
+
     def __init__(
         self,
         weight: Tensor | None = None,
@@ -38,7 +41,7 @@ class CrossEntropyLoss(torch.nn.Module):
     ):
         super().__init__()
         self.register_buffer("weight", weight)
-        self.options = {
+        self.options: dict[str, Any] = {
             "ignore_index": ignore_index,
             "reduction": reduction,
             "label_smoothing": label_smoothing,
@@ -67,7 +70,7 @@ class Scorer(torch.nn.Module):
         options: keyword arguments of `torchassay.score`.
     """
 
-    def __init__(self, signals: Sequence[str] | str, **options):
+    def __init__(self, signals: Sequence[str] | str, **options: Any):
         super().__init__()
         self.signals = signals
         self.options = options

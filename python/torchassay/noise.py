@@ -7,6 +7,7 @@ import difflib
 import functools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -48,7 +49,7 @@ class FeatureNoise:
     `torch.nn.MultiheadAttention`), and activation checkpointing calls a layer twice, with two different noises.
 
     Raises:
-        ValueError: an argument out of range, no such layer, a layer inside a `torch.compile`d module (which would not
+        ValueError: an argument out of range, no such layer, a layer inside a compiled module (which would not
             notice), or while running a layer without a batch dimension.
         TypeError: an argument of another type, or while running a layer that returns something else.
         RuntimeError: the object is entered while it is entered.
@@ -100,11 +101,12 @@ class FeatureNoise:
         self._calls = dict.fromkeys(self._modules, 0)
         return self
 
-    def __exit__(self, *error) -> None:
+    def __exit__(self, *error: Any) -> None:
         hooks, self._hooks = self._hooks, None
-        hooks.close()
+        if hooks is not None:
+            hooks.close()
 
-    def _hook(self, name: str, module: torch.nn.Module, args: tuple, output):
+    def _hook(self, name: str, module: torch.nn.Module, args: tuple, output: Any) -> Any:
         draw = (self._calls[name] * self._draws_per_call + self._places[name]) % (1 << 32)
         self._calls[name] += 1
         if isinstance(output, tuple) and output:
@@ -137,7 +139,7 @@ def _find(model: torch.nn.Module, layers: str | Sequence[str]) -> dict[str, torc
     if not names:
         raise checks.InputValueError("FeatureNoise: layers must hold at least one name, got none")
     known = dict(model.named_modules(remove_duplicate=False))
-    found = {}
+    found: dict[str, torch.nn.Module] = {}
     for name in names:
         if name not in known:
             close = ", ".join(repr(other) for other in difflib.get_close_matches(name, known))
@@ -154,7 +156,7 @@ def _find(model: torch.nn.Module, layers: str | Sequence[str]) -> dict[str, torc
     return found
 
 
-def _features(name: str, output, before: str = "") -> Tensor:
+def _features(name: str, output: Any, before: str = "") -> Tensor:
     """What a layer gave, if noise can be added to it."""
     function, what = "FeatureNoise", f"layer {name!r}"
     if not isinstance(output, Tensor):

@@ -27,11 +27,19 @@ class Options(NamedTuple):
     def flat(self) -> tuple[Tensor | None, float, Tensor | None, float, float, float]:
         """As the ops take them: the temperatures of the rows apart from one for all, a softcap of 0 for none."""
         rows = self.temperature if isinstance(self.temperature, Tensor) else None
-        number = self.temperature if rows is None else 1.0
+        number = 1.0 if isinstance(self.temperature, Tensor) else self.temperature
         return self.weight, self.label_smoothing, rows, number, self.softcap or 0.0, self.z_loss
 
     @classmethod
-    def of(cls, weight, label_smoothing, temperatures, temperature, softcap, z_loss) -> Options:
+    def of(
+        cls,
+        weight: Tensor | None,
+        label_smoothing: float,
+        temperatures: Tensor | None,
+        temperature: float,
+        softcap: float,
+        z_loss: float,
+    ) -> Options:
         """The options that `flat` gave."""
         by_row = temperature if temperatures is None else temperatures
         return cls(weight, label_smoothing, by_row, softcap or None, z_loss)

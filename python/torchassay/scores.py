@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -70,7 +71,7 @@ class Scores:
         parts = (f"{name}={tuple(value.shape)}" for name, value in self._values.items())
         return f"Scores({', '.join(parts)})"
 
-    def __getitem__(self, index) -> Scores:
+    def __getitem__(self, index: Any) -> Scores:
         return self._map(lambda value: value[index])
 
     def cpu(self) -> Scores:
@@ -129,11 +130,11 @@ class Scores:
         return Scores({name: reduced(value) for name, value in values.items()})
 
 
-def _flatten(scores: Scores):
+def _flatten(scores: Scores) -> tuple[list[Tensor], tuple[str, ...]]:
     return list(scores.as_dict().values()), scores.signals
 
 
-def _unflatten(values, names) -> Scores:
+def _unflatten(values: Iterable[Tensor], names: Iterable[str]) -> Scores:
     return Scores(dict(zip(names, values, strict=True)))
 
 

@@ -115,7 +115,9 @@ def _threshold(
     Every level counts the keys that begin with the bits found so far by their next bits.
     """
     values = parts[0][0]
-    wanted, first, shift = None, 0, 8 * values.element_size()
+    wanted: Tensor | None = None
+    first: Tensor | int = 0
+    shift = 8 * values.element_size()
     while shift:
         bits = min(BITS, shift)
         shift -= bits
@@ -136,4 +138,4 @@ def _threshold(
         wanted = wanted - (from_above * short).amax()
         bucket = size - 1 - short.sum()
         first = first + bucket
-    return first, wanted, here.take(bucket)
+    return first, wanted, here.take(bucket)  # type: ignore[return-value]  # tensors behind the first level

@@ -165,7 +165,7 @@ class SumTree:
             large = not self.total + value.sum() < 1e308
         before = self._leaves[place] if large else None
         self._set(place, value)
-        if large and not self.total < np.inf:
+        if before is not None and not self.total < np.inf:
             self._set(place, before)
             raise checks.InputValueError(f"{name}: weights must have a finite sum with all others, got inf")
         self.changes += 1

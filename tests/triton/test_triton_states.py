@@ -106,3 +106,17 @@ def test_rows_without_a_number_and_labels_elsewhere():
     how = 4, -100, bits, "test", "triton"
     loss, entropy, *others = ops.finish_states(numbers[None], elsewhere[None], y[3:], *Options().flat(), *how)
     assert loss.isnan().all() and all(value.isnan().all() for value in others) and not entropy.isnan().any()
+
+
+@pytest.mark.parametrize("name", ["none", "temperature, z_loss", "weight, smoothing"])
+def test_with_the_errors_of_the_hardware(name, hardware_exp2):
+    options = given(300, name)
+    wide = options._replace(weight=None if options.weight is None else options.weight.double())
+    x, y = some("random", 300, torch.float32)
+    exact = reference.option_scores(x.double(), y, wide, 1, -100, ROW_BITS)
+    for found in finished(x, y, options, (100, 101), ROW_BITS):
+        for signal, value, true in zip(ROW_SIGNALS, found, exact, strict=True):
+            if signal == "prediction" or (signal == "grad_norm" and reference.needs_sweep(options)):
+                continue
+            size = true.abs() + (1.0 if signal in ("margin", "target_margin") else 0.0)
+            assert ((value.double() - true).abs() <= 3e-6 * size + 1e-30).all(), signal

@@ -36,13 +36,13 @@ class Call(NamedTuple):
         """The same call, which also computes the loss."""
         return self._replace(signals=self.signals | BIT["loss"])
 
-    def scores(self, outputs: list[Tensor]) -> Scores:
+    def scores(self, outputs: Sequence[Tensor]) -> Scores:
         """``outputs``, which are in the order of the bits, by name in the order asked for."""
         found = dict(zip(self.in_order, outputs, strict=True))
         return Scores(found if self.in_order == self.names else {name: found[name] for name in self.names})
 
     def with_probability(
-        self, scores: Scores, outputs: list[Tensor], history, target: Tensor | None, ignore_index: int
+        self, scores: Scores, outputs: Sequence[Tensor], history, target: Tensor | None, ignore_index: int
     ) -> Scores:
         """``scores`` and ``select_prob``, by the `History` that the call was given."""
         labelled = target is not None and not target.is_floating_point()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from torchassay import checks
 from torchassay.integrations import ranks, traps
@@ -58,7 +59,7 @@ class _OfAllRanks:
         self.part.load_state_dict(ranks.of_this_rank("register", state["ranks"]))
 
 
-def check(accelerator: Accelerator, loader=None) -> Iterator[traps.Finding]:
+def check(accelerator: Accelerator, loader: Any = None) -> Iterator[traps.Finding]:
     """The traps between an Accelerator and samplers.
 
     Args:

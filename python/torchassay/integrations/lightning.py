@@ -81,7 +81,8 @@ class SamplerCallback(L.Callback):
         said = outputs if isinstance(outputs, Mapping) else {}
         if "scores" in said:
             index = said.get("index")
-            self.sampler.observe(index_of(trainer.train_dataloader, batch) if index is None else index, said["scores"])
+            index = index_of(trainer.train_dataloader, batch) if index is None else index
+            self.sampler.observe(index, said["scores"])  # type: ignore[arg-type]  # which says so where there is none
         elif getattr(self.sampler, "plans_from_memory", True):
             expected = f"a dict with 'loss' and 'scores' for {type(self.sampler).__name__}"
             got = ", ".join(map(repr, said)) or "nothing"
@@ -121,7 +122,7 @@ class SamplerCallback(L.Callback):
             trainer.val_check_batch = max(1, int(loop.max_batches * trainer.val_check_interval))
 
 
-def check(trainer: L.Trainer, loader=None) -> Iterator[traps.Finding]:
+def check(trainer: L.Trainer, loader: Any = None) -> Iterator[traps.Finding]:
     """The traps between a Trainer and the samplers of its `SamplerCallback`.
 
     Args:

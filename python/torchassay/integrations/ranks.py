@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch.distributed as dist
 
@@ -15,7 +16,7 @@ def of_all_ranks(state: dict) -> list[dict]:
     mine = _plain(state)
     if not joined():
         return [mine]
-    everyone = [None] * dist.get_world_size() if dist.get_rank() == 0 else None
+    everyone: list[Any] | None = [None] * dist.get_world_size() if dist.get_rank() == 0 else None
     dist.gather_object(mine, everyone, dst=0, group=cpu_group())
     return everyone or [mine]
 
@@ -29,7 +30,7 @@ def of_this_rank(function: str, states: list[dict]) -> dict:
     return states[rank]
 
 
-def _plain(value):
+def _plain(value: Any) -> Any:
     """A state in plain dicts: other people's checkpoints copy what is in them, type by type."""
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}

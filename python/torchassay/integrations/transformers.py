@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -27,9 +28,13 @@ except ModuleNotFoundError as error:
     raise ModuleNotFoundError('SamplerMixin needs Transformers: pip install "transformers[torch]>=5.23"') from error
 
 _NAME = "SamplerMixin"
+if TYPE_CHECKING:
+    from transformers import Trainer as _Behind
+else:
+    _Behind = object  # what stands behind a mixin
 
 
-class SamplerMixin:
+class SamplerMixin(_Behind):
     """Before `transformers.Trainer` among a class's bases: it takes its batches from a sampler, or picks from them.
 
     ::
@@ -57,7 +62,7 @@ class SamplerMixin:
     Args:
         sampler: a `CrossEpoch` with the batch size of one device and the length of the training set; or None.
         picker: an `InStep`, whose ``pick`` each batch goes through; or None. Without either all is Trainer's own.
-        *args, **kwargs: of `transformers.Trainer`.
+        others: of `transformers.Trainer`.
 
     `check` looks for traps when the trainer is made: what would make the training wrong is a ``ValueError``, the rest a
     warning.
@@ -66,7 +71,7 @@ class SamplerMixin:
         TypeError: the sampler or the picker is of another type.
     """
 
-    def __init__(self, *args, sampler: CrossEpoch | None = None, picker: InStep | None = None, **kwargs):
+    def __init__(self, *args: Any, sampler: CrossEpoch | None = None, picker: InStep | None = None, **kwargs: Any):
         for argument, value, kind in (("sampler", sampler, CrossEpoch), ("picker", picker, InStep)):
             if value is not None and not isinstance(value, kind):
                 expected = f"a torchassay.samplers.{kind.__name__}"
@@ -100,7 +105,9 @@ class SamplerMixin:
             worker_init_fn=partial(seed_worker, num_workers=args.dataloader_num_workers, rank=args.process_index),
         )
 
-    def _run_epoch(self, *, epoch: int, train_dataloader, steps_in_epoch, num_update_steps_per_epoch, **others) -> None:
+    def _run_epoch(
+        self, *, epoch: int, train_dataloader: Any, steps_in_epoch: Any, num_update_steps_per_epoch: Any, **others: Any
+    ) -> None:
         """With as many steps as this epoch has; Trainer counts those of the first one."""
         for part in (self.sampler, self.picker):
             if part is not None:
@@ -118,7 +125,9 @@ class SamplerMixin:
 
     # ---- loss
 
-    def compute_loss(self, model, inputs, return_outputs: bool = False, num_items_in_batch=None):
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
         if (self.sampler is None and self.picker is None) or not model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         inputs = dict(inputs)
@@ -134,7 +143,7 @@ class SamplerMixin:
             loss = loss.sum() / num_items_in_batch * self.args.world_size
         return (loss, outputs) if return_outputs else loss
 
-    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device):
+    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Any:
         """Of a step with a sampler, the number of its samples in all processes."""
         if self.sampler is None or not batch_samples or "index" not in batch_samples[0]:
             return super()._get_num_items_in_batch(batch_samples, device)
@@ -169,7 +178,12 @@ class SamplerMixin:
             part.save(self._path(output_dir, name))
 
     def _init_training_state(
-        self, max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
+        self,
+        max_steps: Any,
+        num_update_steps_per_epoch: Any,
+        num_train_epochs: Any,
+        resume_from_checkpoint: Any,
+        trial: Any,
     ) -> tuple[int, int]:
         """The epoch to go on with, and how many of its batches to skip: the sampler knows."""
         found = super()._init_training_state(
@@ -217,7 +231,7 @@ class _Collate:
     def __init__(self, collate: Callable):
         self._collate = collate
 
-    def __call__(self, items: list[dict]):
+    def __call__(self, items: list[dict]) -> Any:
         if not isinstance(items[0], Mapping):
             expected = "dicts, as those of datasets.Dataset are"
             raise checks.InputTypeError(f"{_NAME}: items of train_dataset must be {expected}, got another type")
@@ -231,7 +245,7 @@ class _Collate:
         return batch
 
 
-def _of_datasets(dataset) -> bool:
+def _of_datasets(dataset: Any) -> bool:
     if not is_datasets_available():
         return False
     import datasets
@@ -239,7 +253,7 @@ def _of_datasets(dataset) -> bool:
     return isinstance(dataset, datasets.Dataset)
 
 
-def check(trainer: Trainer, loader=None) -> Iterator[traps.Finding]:
+def check(trainer: Trainer, loader: Any = None) -> Iterator[traps.Finding]:
     """The traps between a Trainer and its samplers.
 
     Args:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import nn
 from torch.utils.data import DataLoader
@@ -38,7 +38,7 @@ def heed(function: str, findings: Iterable[Finding]) -> None:
         raise checks.InputValueError(f"{function}: {'; '.join(wrong)}")
 
 
-def of_loader(loader, sampler: CrossEpoch) -> Iterator[Finding]:
+def of_loader(loader: Any, sampler: CrossEpoch) -> Iterator[Finding]:
     """Of a `DataLoader` that is to take its batches from ``sampler``."""
     name = type(sampler).__name__
     if not isinstance(loader, DataLoader):

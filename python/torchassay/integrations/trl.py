@@ -12,7 +12,9 @@ import contextlib
 import functools
 import types
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -27,6 +29,11 @@ from torchassay.linear import linear_log_prob_entropy
 from torchassay.samplers import states
 from torchassay.samplers.cross_epoch import CrossEpoch
 from torchassay.selection import top_fraction
+
+if TYPE_CHECKING:
+    from trl import GRPOTrainer as _Behind
+else:
+    _Behind = object  # what stands behind a mixin
 
 SCALES = ("logit_scale", "output_multiplier", "lm_head_multiplier", "logits_scaling")  # of logits, in configs
 STATE = "torchassay_sampler"  # in a checkpoint
@@ -105,7 +112,7 @@ def _masked(function: str, index: Tensor, row_mask: Tensor | None) -> Tensor:
     return index.masked_fill(row_mask == 0, _IGNORED)
 
 
-class OneReadMixin:
+class OneReadMixin(_Behind):
     """Mixin for TRL's GRPOTrainer and RLOOTrainer: log-probabilities and entropies by
     `torchassay.linear_log_prob_entropy`, and the mask of `top_entropy_quantile` by `torchassay.top_fraction`.
 
@@ -131,7 +138,7 @@ class OneReadMixin:
         TypeError: no trainer that takes log-probabilities and entropies from such a forward comes behind it.
     """
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args: Any, **kwargs: Any):
         if not hasattr(super(), "_get_per_token_logps_and_entropies"):
             expected = "GRPOTrainer or RLOOTrainer behind it"
             raise checks.InputTypeError(f"OneReadMixin: {type(self).__name__} must have {expected}, got neither")
@@ -153,7 +160,8 @@ def _replace_head(model: nn.Module, temperature: float, wide: bool) -> None:
     """Answer calls with ``fused_lm_head=True``, which TRL's trainers make, in the place of TRL's forward."""
     from trl.trainer.utils import FusedCausalLMOutput
 
-    config, theirs = model.config.get_text_config(), model.forward
+    given: Any = model.config
+    config, theirs = given.get_text_config(), model.forward
     scales = [name for name in SCALES if getattr(config, name, None) not in (None, 1)]
     if scales:
         what = f"multiplies its logits ({scales[0]}={getattr(config, scales[0])})"
@@ -167,7 +175,7 @@ def _replace_head(model: nn.Module, temperature: float, wide: bool) -> None:
         return
 
     @functools.wraps(type(model).forward)  # `generate` looks at the signature
-    def forward(self, *args, fused_lm_head=False, labels=None, **kwargs):
+    def forward(self: Any, *args: Any, fused_lm_head: Any = False, labels: Any = None, **kwargs: Any) -> Any:
         head = self.get_output_embeddings()
         unfit = kwargs.get("shift_labels") is not None or kwargs.get("output_router_logits")
         if not fused_lm_head or unfit or hasattr(head.weight, "ds_id"):  # which ZeRO-3 has taken apart
@@ -194,11 +202,11 @@ def _scores(
     with torch.autocast(hidden.device.type, enabled=False) if wide else contextlib.nullcontext():
         hidden = hidden.float() if wide else hidden
         weight, bias = weight.to(hidden.dtype), None if bias is None else bias.to(hidden.dtype)
-        how = {"linear_bias": bias, "temperature": temperature, "softcap": softcap}
+        how: dict[str, Any] = {"linear_bias": bias, "temperature": temperature, "softcap": softcap}
         return linear_log_prob_entropy(hidden, weight, target, **how)
 
 
-class PromptSamplerMixin:
+class PromptSamplerMixin(_Behind):
     """Mixin for TRL's GRPOTrainer: a cross-epoch sampler of torchassay chooses the prompts.
 
     ::
@@ -226,7 +234,7 @@ class PromptSamplerMixin:
         TypeError: a sampler of another type.
     """
 
-    def __init__(self, *args, sampler: CrossEpoch | None = None, **kwargs):
+    def __init__(self, *args: Any, sampler: CrossEpoch | None = None, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.sampler = sampler
         self._prompts: _Repeated | None = None
@@ -246,7 +254,7 @@ class PromptSamplerMixin:
         """
         return dict.fromkeys(self.sampler.needs, rewards.std(1))
 
-    def _get_train_sampler(self, dataset=None) -> Sampler:
+    def _get_train_sampler(self, dataset: Any = None) -> Sampler:
         if self.sampler is None:
             return super()._get_train_sampler(dataset)
         self._prompts = _Repeated(self.sampler, self.num_generations, self._steps_per_prompts())
@@ -255,7 +263,7 @@ class PromptSamplerMixin:
     def _steps_per_prompts(self) -> int:
         return self.args.steps_per_generation * self.num_iterations
 
-    def _calculate_rewards(self, *args, **kwargs) -> Tensor:
+    def _calculate_rewards(self, *args: Any, **kwargs: Any) -> Tensor:
         by_function = super()._calculate_rewards(*args, **kwargs)  # of all processes
         if self.sampler is not None and self.model.training:
             rewards = (by_function * self.reward_weights.to(by_function.device)).nansum(1)
@@ -273,7 +281,7 @@ class PromptSamplerMixin:
                 batch["advantages"] = batch["advantages"] * by_row.to(batch["advantages"])
         return batch
 
-    def training_step(self, *args, **kwargs) -> Tensor:
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         loss = super().training_step(*args, **kwargs)
         if self.sampler is not None and self._step % self._steps_per_prompts() == 0:
             index, _ = self.sampler._batch(self.sampler.position)
@@ -315,7 +323,7 @@ class _Repeated(Sampler):
     def __len__(self) -> int:
         return len(self.sampler) * self.completions * self.times
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[int]:
         sampler, skipped, self.skipped = self.sampler, self.skipped, 0
         if sampler.position > skipped:  # a second training with this sampler
             sampler.set_epoch(sampler.epoch + 1)
@@ -326,7 +334,7 @@ class _Repeated(Sampler):
                     yield from [i] * self.completions
 
 
-def _check_sampler(sampler: CrossEpoch, trainer) -> None:
+def _check_sampler(sampler: CrossEpoch, trainer: Any) -> None:
     name = "PromptSamplerMixin"
     if not isinstance(sampler, CrossEpoch):
         got = type(sampler).__name__
@@ -334,7 +342,7 @@ def _check_sampler(sampler: CrossEpoch, trainer) -> None:
     prompts, args = len(trainer.train_dataset), trainer.args
     batch = args.generation_batch_size // trainer.num_generations
     replicas = sampler._replicas
-    for what, expected, got in (
+    for what, expected, got in (  # type: ignore[assignment]  # numbers, a bool and a pair
         (f"be of the training set's length, {prompts}", prompts, sampler.n),
         (f"have batch_size={batch}, generation_batch_size / num_generations", batch, sampler.batch_size),
         ("have drop_last=True", True, sampler.drop_last),

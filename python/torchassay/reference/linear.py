@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -98,7 +99,7 @@ def linear_log_prob_entropy(
     return -found["loss"], found["entropy"]
 
 
-def autocast(*operands: Tensor | None) -> list[Tensor | None]:
+def autocast(*operands: Tensor | None) -> list[Any]:
     """The operands of a linear layer as autocast would cast them, if it is on."""
     kind = operands[0].device.type if isinstance(operands[0], Tensor) else "cpu"
     if not torch.is_autocast_enabled(kind):

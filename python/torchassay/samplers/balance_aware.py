@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -135,7 +136,7 @@ class BalanceAware(Planned):
         return () if self.scheduler == "heuristic" else tuple(self.fields)
 
     def measure(
-        self, loader, model: nn.Module, forward: Callable[[nn.Module, Any], Scores | dict[str, Tensor]]
+        self, loader: Any, model: nn.Module, forward: Callable[[nn.Module, Any], Scores | dict[str, Tensor]]
     ) -> None:
         """Score the samples of a loader, as they are before the next update: in eval mode, without gradient.
 
@@ -172,7 +173,7 @@ class BalanceAware(Planned):
 
     # ---- the plan
 
-    def _open(self, folder) -> None:
+    def _open(self, folder: Path | None) -> None:
         super()._open(folder)
         if self.scheduler == "learned":
             self._smoothed = _array(folder, "smoothed", self.n, np.int16)
@@ -247,7 +248,7 @@ def balance(similarity: np.ndarray | None, loss: np.ndarray | None) -> np.ndarra
     Each criterion is moved and scaled to [0, 1] over all samples, then s = similarity - loss, without one that is None.
     """
     if similarity is None:
-        return -_scaled(loss)
+        return -_scaled(loss)  # type: ignore[arg-type]  # one of the two is there
     found = _scaled(similarity)
     if loss is not None:
         found -= _scaled(loss)

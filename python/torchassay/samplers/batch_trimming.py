@@ -55,7 +55,7 @@ class BatchTrimming(InStep):
         """p of this epoch."""
         if self.p is not None:
             return self.p
-        last = self.epochs - 1
+        last = self.epochs - 1  # type: ignore[operator]  # without p there are epochs
         return 1 - (1 - self.p_end) * min(self._needs_epoch(), last) / last if last else 1.0
 
     def _choose(self, scores: dict[str, Tensor], index: Tensor | None, mask: Tensor | None) -> Chosen:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from typing import ClassVar
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -63,7 +63,7 @@ class CrossEpoch(states.Saved, Sampler):
     ``snapshot_every_n_steps`` is more than 1, take the state after `observe`; `OnlineImportance` needs it to be 1.
     """
 
-    fields: ClassVar[dict[str, str]] = {"loss": "last"}  # of the memory
+    fields: Mapping[str, str] = {"loss": "last"}  # of the memory
     weighted: ClassVar[bool] = False  # keys are (index, weight)
     memory: SampleMemory
 
@@ -91,7 +91,7 @@ class CrossEpoch(states.Saved, Sampler):
         self._counters = Counters(reuse=False)
         self._start(plan_dir)
 
-    def _samples(self, data) -> int:
+    def _samples(self, data: Any) -> int:
         """How many samples ``data`` has."""
         if isinstance(data, int):
             return data
@@ -199,6 +199,10 @@ class CrossEpoch(states.Saved, Sampler):
 
     # ---- for the kinds below
 
+    def __len__(self) -> int:
+        """How many samples of the epoch are this rank's."""
+        raise NotImplementedError
+
     def _arguments(self) -> dict:
         """What a state must agree in."""
         own = {"method": type(self).__name__, "n": self.n, "batch_size": self.batch_size, "seed": self.seed}
@@ -250,7 +254,8 @@ class Keys(Iterator):
 
     def __init__(self, sampler: CrossEpoch):
         self._sampler = sampler
-        self._epoch, self._given = None, 0  # known at the first key: a loader may make several of these, and use one
+        self._epoch: int | None = None  # known at the first key: a loader may make several of these, and use one
+        self._given = 0
         self._keys = self._walk()
 
     def __next__(self) -> int | tuple[int, float]:

@@ -26,7 +26,7 @@ class Chosen(NamedTuple):
     """What a method makes of a batch: the weight of each row, 0 where it is dropped, and what a mean divides by."""
 
     weight: Tensor  # [N] float32
-    count: Tensor | float  # of this rank
+    count: Tensor | float  # type: ignore[assignment]  # of this rank; hides tuple.count
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ class InStep(states.Saved):
             dist.all_reduce(count, group=self.group)
         return Pick(weight.view(shape), (weight > 0).view(shape), count, world)
 
-    def batches(self, loader, model: nn.Module, forward: Forward | None = None) -> Iterator[tuple[Any, Tensor]]:
+    def batches(self, loader: Any, model: nn.Module, forward: Forward | None = None) -> Iterator[tuple[Any, Tensor]]:
         """Batches of picked samples: ``for batch, weight in picker.batches(loader, model): ...``.
 
         Every batch of ``loader`` is scored first, in eval mode without gradient; the modes of all modules are as before
@@ -230,7 +230,7 @@ class InStep(states.Saved):
         """An epoch of `batches` has ended."""
         self.epoch, self._spare = (self.epoch or 0) + 1, None
 
-    def _incoming(self, loader) -> Iterator[Any]:
+    def _incoming(self, loader: Any) -> Iterator[Any]:
         """The loader's batches. One that comes out is this object's: its sampler will not give it again."""
         sampler = getattr(loader, "sampler", None)
         for batch in loader:
@@ -241,7 +241,7 @@ class InStep(states.Saved):
             yield batch
 
     def _scored(
-        self, model: nn.Module, batch, index: Tensor | None, forward: Forward | None
+        self, model: nn.Module, batch: Any, index: Tensor | None, forward: Forward | None
     ) -> Scores | dict[str, Tensor]:
         """The scores of a batch by a forward of its own; where no signal is needed, of as many rows."""
         if not self.needs:
@@ -277,7 +277,9 @@ class InStep(states.Saved):
             values[signal] = value.detach().reshape(-1)
         return values, shape
 
-    def _row_values(self, model: nn.Module, batch, index: Tensor | None, forward: Forward | None) -> dict[str, Tensor]:
+    def _row_values(
+        self, model: nn.Module, batch: Any, index: Tensor | None, forward: Forward | None
+    ) -> dict[str, Tensor]:
         """The signals of a batch, one number a row."""
         values, shape = self._values(self._scored(model, batch, index, forward))
         if tuple(shape) != (rows_of(batch),):
@@ -295,7 +297,7 @@ class InStep(states.Saved):
         self.step += 1
         return chosen
 
-    def _keep(self, batch, chosen: Chosen) -> None:
+    def _keep(self, batch: Any, chosen: Chosen) -> None:
         """Put what was picked aside, its weights such that a mean over rows divides by the method's own count."""
         weight = chosen.weight.cpu()
         rows = torch.nonzero(weight > 0).squeeze(1)
@@ -381,6 +383,6 @@ def largest(values: Tensor, share: float, mask: Tensor | None) -> Chosen:
     return Chosen(weight, kept)
 
 
-def messages_of(group: dist.ProcessGroup) -> torch.device:
+def messages_of(group: dist.ProcessGroup | None) -> torch.device:
     """Where a group's messages lie."""
     return torch.device("cpu" if "gloo" in dist.get_backend(group) else "cuda")

@@ -15,9 +15,9 @@ class LOW(InStep):
 
     LOW of Santiago et al. (2021, "LOW: Training deep neural networks by learning optimal sample weights", Pattern
     Recognition 110): the weights of n samples, gamma being the norms of their losses' gradients with respect to the
-    logits, minimise lam * |w|^2 - sum((gamma^2 + lam) w) over w >= 0, sum(w) = n. That is the point of the simplex that
-    is nearest to gamma^2 / (2 lam), max(0, gamma^2 / (2 lam) - theta), with theta found by sorting: no solver. Equal
-    gradients weigh 1 each. The estimate of the mean loss is biased towards large gradients: that is the method.
+    logits, minimise ``lam |w|^2 - sum((gamma^2 + lam) w)`` over w >= 0, sum(w) = n. That is the point of the simplex
+    that is nearest to gamma^2 / (2 lam), max(0, gamma^2 / (2 lam) - theta), with theta found by sorting: no solver.
+    Equal gradients weigh 1 each. The estimate of the mean loss is biased towards large gradients: that is the method.
 
     The authors' code takes gamma from the gradient of the batch's mean loss, which is n times smaller; with lam = 0.1
     and n = 256 its weights differ from 1 by less than 0.0001. Here gamma is the sample's own.
@@ -57,8 +57,8 @@ def _on_simplex(point: Tensor, n: Tensor | None = None) -> Tensor:
     """
     if not len(point):
         return point
-    n = len(point) if n is None else n
+    total = len(point) if n is None else n
     point = point - point.max().clamp(min=0.0)
     k = torch.arange(1, len(point) + 1, device=point.device)
-    theta = (point.sort(descending=True).values.cumsum(0) - n) / k
+    theta = (point.sort(descending=True).values.cumsum(0) - total) / k
     return (point - theta.max()).clamp(min=0.0).nan_to_num(nan=0.0)

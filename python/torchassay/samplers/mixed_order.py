@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -76,7 +76,7 @@ class MixedOrder(Planned):
         [[1, 0], [3, 2], [5, 4], [7, 6]]
     """
 
-    fields: ClassVar[dict[str, str]] = dict.fromkeys(FIELDS["both"], "last")
+    fields: Mapping[str, str] = dict.fromkeys(FIELDS["both"], "last")
 
     def __init__(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -33,7 +34,7 @@ class Planned(CrossEpoch):
         self._planned = False
         self._prepare(False)
 
-    def _open(self, folder) -> None:
+    def _open(self, folder: Path | None) -> None:
         self.memory = SampleMemory(self.n, self.fields, path=None if folder is None else folder / "memory")
         self._order = _array(folder, "order", self.n, self._index_type)
         self._weights = _array(folder, "weights", self.n, np.float32) if self.weighted else None
@@ -210,11 +211,11 @@ class Planned(CrossEpoch):
             self._order = np.empty(self.n, self._index_type)
             self._weights = None if weights is None else np.empty(self.n, np.float32)
         self._order[: len(order)] = order
-        if weights is not None:
+        if weights is not None and self._weights is not None:
             self._weights[: len(weights)] = weights
 
 
-def _array(folder, name: str, n: int, dtype) -> np.ndarray:
+def _array(folder: Path | None, name: str, n: int, dtype: type) -> np.ndarray:
     """Zeros, in memory or mapped from a file that the first process makes."""
     if folder is None:
         return np.zeros(n, dtype)

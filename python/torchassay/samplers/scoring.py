@@ -16,7 +16,7 @@ from torchassay.scores import Scores
 Forward = Callable[[nn.Module, Any], "Scores | dict[str, Tensor] | tuple[Tensor, Tensor]"]
 
 
-def default_forward(model: nn.Module, batch) -> tuple[Tensor, Tensor]:
+def default_forward(model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
     """The model's output for the first thing in a batch, and the second as the target, on the model's device."""
     if not isinstance(batch, tuple | list) or len(batch) < 2:
         expected = "given for batches that are not (input, target, ...)"
@@ -25,7 +25,7 @@ def default_forward(model: nn.Module, batch) -> tuple[Tensor, Tensor]:
     return model(batch[0].to(device, non_blocking=True)), batch[1].to(device, non_blocking=True)
 
 
-def index_of(loader, batch) -> Tensor | None:
+def index_of(loader: Any, batch: Any) -> Tensor | None:
     """The places in the data set that `torchassay.Indexed` put into the batch; None where it is not in use."""
     dataset = getattr(loader, "dataset", None)
     while dataset is not None:
@@ -37,17 +37,17 @@ def index_of(loader, batch) -> Tensor | None:
     return None
 
 
-def rows_of(batch) -> int:
+def rows_of(batch: Any) -> int:
     """How many samples a batch holds."""
     return len(_first_tensor(batch))
 
 
-def device_of(batch) -> torch.device:
+def device_of(batch: Any) -> torch.device:
     """Where a batch lies."""
     return _first_tensor(batch).device
 
 
-def _first_tensor(batch) -> Tensor:
+def _first_tensor(batch: Any) -> Tensor:
     return next(leaf for leaf in _pytree.tree_leaves(batch) if isinstance(leaf, Tensor))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -12,6 +13,7 @@ from torchassay import checks, data
 from torchassay.history import History
 from torchassay.philox import uniforms
 from torchassay.samplers.in_step import SECOND_DRAW, Chosen, InStep, checked_signal
+from torchassay.scores import Scores
 
 
 class SelectiveBackprop(InStep):
@@ -85,7 +87,7 @@ class SelectiveBackprop(InStep):
         self._known = torch.zeros(0)  # the latest score of each sample, NaN where none; for stale
         self._scored_in = torch.zeros(0, dtype=torch.int32)  # the epoch it is of
 
-    def observe(self, index: Tensor, scores) -> None:
+    def observe(self, index: Tensor, scores: Scores | dict[str, Tensor]) -> None:
         """For ``stale``: what the training forward of a batch found out. Tensors [n] each, int64 and `Scores`."""
         values, _ = self._values(scores)
         self._remember(index.cpu(), values[self.signal].cpu())
@@ -96,7 +98,7 @@ class SelectiveBackprop(InStep):
         if self._everything():
             picked = torch.ones_like(values, dtype=torch.bool) if mask is None else mask
         elif self.keep is not None:
-            picked = self._share_of_batch(values, rows, mask)
+            picked = self._share_of_batch(self.keep, values, rows, mask)
         elif self.signal == "random":
             chance = uniforms(rows + SECOND_DRAW, seed=self.seed, step=self.step) ** self.history.beta
             picked = uniforms(rows, seed=self.seed, step=self.step) < chance.clamp(min=self.history.p_min)
@@ -113,7 +115,7 @@ class SelectiveBackprop(InStep):
         skipped = self.interrupt > 0 and (self.step + 1) % self.interrupt == 0
         return skipped or (self.steps is not None and not self.start <= past < self.end)
 
-    def _share_of_batch(self, values: Tensor, rows: Tensor, mask: Tensor | None) -> Tensor:
+    def _share_of_batch(self, keep: float, values: Tensor, rows: Tensor, mask: Tensor | None) -> Tensor:
         """Without replacement: the largest of log weight + a Gumbel number each."""
         n = len(values) if mask is None else int(mask.sum())
         if mask is not None:
@@ -121,16 +123,16 @@ class SelectiveBackprop(InStep):
         place = torch.empty_like(values, dtype=torch.float64)
         place[values.argsort(stable=True)] = torch.arange(len(values), dtype=torch.float64, device=values.device)
         uniform = uniforms(rows, seed=self.seed, step=self.step).double() + 2.0**-25
-        keys = (1 / self.keep - 1) * torch.log((place + 0.5) / max(1, n)) - torch.log(-torch.log(uniform))
+        keys = (1 / keep - 1) * torch.log((place + 0.5) / max(1, n)) - torch.log(-torch.log(uniform))
         if mask is not None:
             keys = keys.masked_fill(~mask, -torch.inf)
         picked = torch.zeros_like(values, dtype=torch.bool)
-        picked[keys.topk(int(self.keep * n)).indices] = True
+        picked[keys.topk(int(keep * n)).indices] = True
         return picked
 
     # ---- stale scores
 
-    def _scored(self, model: nn.Module, batch, index: Tensor | None, forward: Callable | None):
+    def _scored(self, model: nn.Module, batch: Any, index: Tensor | None, forward: Callable | None) -> Any:
         if not self.stale or not self.needs:
             return super()._scored(model, batch, index, forward)
         if index is None:

@@ -10,6 +10,7 @@ import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, ItemsView, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,7 +30,7 @@ class Live(Mapping):
     def __init__(self, make: Callable[[], dict]):
         self._make = make
 
-    def __getitem__(self, key: str):
+    def __getitem__(self, key: str) -> Any:
         return self._make()[key]
 
     def __iter__(self) -> Iterator[str]:
@@ -51,7 +52,8 @@ def save(path: str | os.PathLike, state: dict) -> None:
     Both are written under other names first: a process that is killed leaves the old state or the new one. The file
     ends with its own checksum: torch does not look at those inside.
     """
-    path, tensors, beside = Path(path), {}, None
+    path, beside = Path(path), None
+    tensors: dict[str, Tensor] = {}
     small = _taken_out(state, tensors)
     if sum(tensor.nbytes for tensor in tensors.values()) <= INLINE_BYTES:
         data = _bytes({"state": small, "tensors": tensors})
@@ -98,6 +100,9 @@ def load(path: str | os.PathLike) -> dict:
 class Saved:
     """What has a `state_dict` and a `load_state_dict`, on disk."""
 
+    state_dict: Callable[[], dict]
+    load_state_dict: Callable[[dict], None]
+
     def save(self, path: str | os.PathLike) -> None:
         """Write the `state_dict` to ``path``; large arrays into a file beside it, with a checksum."""
         save(path, self.state_dict())
@@ -107,7 +112,7 @@ class Saved:
         self.load_state_dict(load(path))
 
 
-def expect(function: str, state: dict, **mine) -> None:
+def expect(function: str, state: dict, **mine: Any) -> None:
     """Raise unless the state was made by an object with the same arguments."""
     for name, value in mine.items():
         if state.get(name) != value:
@@ -115,7 +120,7 @@ def expect(function: str, state: dict, **mine) -> None:
             raise checks.InputValueError(f"{function}: the state must have {expected}, got {state.get(name)!r}")
 
 
-def _taken_out(value, tensors: dict[str, Tensor]):
+def _taken_out(value: Any, tensors: dict[str, Tensor]) -> Any:
     """The same nest of dicts, lists and numbers with a number in the place of each tensor."""
     if isinstance(value, Tensor):
         name = str(len(tensors))
@@ -130,7 +135,7 @@ def _taken_out(value, tensors: dict[str, Tensor]):
     return value
 
 
-def _put_back(value, tensors: dict[str, Tensor], done: dict[int, object]):
+def _put_back(value: Any, tensors: dict[str, Tensor], done: dict[int, Any]) -> Any:
     """``done`` is what was put back already: a file may say the same list a million times."""
     if id(value) in done:
         return done[id(value)]
@@ -164,7 +169,7 @@ def _refused(path: Path, got: str) -> checks.InputValueError:
     return checks.InputValueError(f"load: {path} must be what save wrote, got {got}")
 
 
-def _bytes(value) -> memoryview:
+def _bytes(value: Any) -> memoryview:
     buffer = io.BytesIO()
     torch.save(value, buffer)
     return buffer.getbuffer()

@@ -13,6 +13,7 @@ from torchassay import checks, data
 from torchassay.philox import uniforms
 from torchassay.samplers.in_step import SECOND_DRAW, Chosen, InStep, checked_signal, messages_of
 from torchassay.samplers.scoring import Forward, device_of, index_of, rows_of
+from torchassay.scores import Scores
 
 _LARGEST = torch.finfo(torch.float32).max  # of a score, so that sums of squares are finite in float64
 
@@ -95,7 +96,7 @@ class VarianceReduction(InStep):
         """The moving average of `tau`; NaN before the first value, if there is no warm-up."""
         return float(self._tau)
 
-    def observe(self, scores) -> None:
+    def observe(self, scores: Scores | dict[str, Tensor]) -> None:
         """What the training forward of a batch found out: for tau, which else needs a forward of its own.
 
         To be called after each batch of `batches`, before the next one comes, on all ranks or on none. Only batches
@@ -109,7 +110,7 @@ class VarianceReduction(InStep):
             self._counters.scored(shape.numel())
             self._take_in(values[self.signal])
 
-    def batches(self, loader, model: nn.Module, forward: Forward | None = None) -> Iterator[tuple[Any, Tensor]]:
+    def batches(self, loader: Any, model: nn.Module, forward: Forward | None = None) -> Iterator[tuple[Any, Tensor]]:
         """Batches to train on: ``for batch, weight in picker.batches(loader, model): ...``.
 
         With the gate shut the loader's batch comes out as it is, with weights 1. Tau needs its scores; give those of
@@ -211,17 +212,17 @@ class VarianceReduction(InStep):
         dist.all_reduce(total, group=self.group)
         return total.to(sums.device)
 
-    def _score_of(self, loader, model: nn.Module, batch, forward: Forward | None) -> Tensor:
+    def _score_of(self, loader: Any, model: nn.Module, batch: Any, forward: Forward | None) -> Tensor:
         values, _ = self._values(self._scored(model, batch, index_of(loader, batch), forward))
         return _usable(values[self.signal])
 
-    def _measure(self, loader, model: nn.Module, forward: Forward | None) -> None:
+    def _measure(self, loader: Any, model: nn.Module, forward: Forward | None) -> None:
         """Score the batch that came out whole, if nobody has told its scores."""
         if self._out is not None:
             self._take_in(self._score_of(loader, model, self._out[0], forward))
 
     def _take_in(self, values: Tensor) -> None:
-        _, weight = self._out
+        _, weight = self._out  # type: ignore[misc]  # both callers have looked
         if len(values) != len(weight):
             expected = f"one value for each of the batch's {len(weight)} samples"
             raise checks.InputValueError(f"VarianceReduction: scores must have {expected}, got {len(values)}")

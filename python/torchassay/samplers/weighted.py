@@ -190,7 +190,7 @@ class Given(Iterator):
         sampler._begun = sampler._given = given
         sampler._told = None
         while given < len(sampler):
-            for key in sampler._order[given : given + AT_ONCE].tolist():
+            for key in sampler._order[given : given + AT_ONCE].tolist():  # type: ignore[index]  # since _begin
                 given += 1
                 self._at = epoch, given
                 if epoch == sampler.epoch:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -45,7 +45,7 @@ def without(columns: Mapping, ids: Collection[int]) -> dict:
     return {name: _taken(column, kept) for name, column in columns.items()}
 
 
-def _taken(column, rows: np.ndarray):
+def _taken(column: Any, rows: np.ndarray) -> Any:
     return [column[row] for row in rows] if isinstance(column, list) else column[rows]
 
 
@@ -74,7 +74,8 @@ def tensors(function: str, columns: Mapping, names: Collection[str], index: np.n
         BrokenRows: values that are missing, that are no numbers, or of another shape than in most rows.
     """
     broken: dict[int, str] = {}
-    found, rows = {}, {}
+    found: dict[str, Tensor] = {}
+    rows: dict[str, list[Any]] = {}  # of arrays, or of what a row is instead
     for name in names:
         column = columns[name]
         if isinstance(column, Tensor):
@@ -115,7 +116,7 @@ def tensors(function: str, columns: Mapping, names: Collection[str], index: np.n
     return found
 
 
-def _row(value) -> np.ndarray | str:
+def _row(value: Any) -> np.ndarray | str:
     """A row's value as an array, or what it is instead."""
     if isinstance(value, Tensor):
         value = _in_dtype(value.detach().cpu()).numpy()

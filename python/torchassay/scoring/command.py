@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -39,7 +40,7 @@ from torchassay.one_line import Stop
     help="At a broken row: stop, or log its id and go on.",
 )
 @click.option("--resume", is_flag=True, help="Go on with what is in --out.")
-def score(model: str, data: str, out: Path, signals: str, **options) -> None:
+def score(model: str, data: str, out: Path, signals: str, **options: Any) -> None:
     """Score every row of DATA by MODEL, and write Parquet parts that a killed run goes on from.
 
     MODEL is package.module:name or path.py:name, an nn.Module or a callable without arguments that makes one. DATA is a

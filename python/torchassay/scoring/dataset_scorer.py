@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -181,8 +181,8 @@ class DatasetScorer:
         tokens = None if target is None else target[mask]
         if causal:
             head, softcap = self.parts.head, self.parts.softcap
-            bias = {"linear_bias": getattr(head, "bias", None)}
-            scores = linear_score(found[mask], head.weight, tokens, signals=self.signals, softcap=softcap, **bias)
+            how: dict[str, Any] = {"linear_bias": getattr(head, "bias", None), "softcap": softcap}
+            scores = linear_score(found[mask], head.weight, tokens, signals=self.signals, **how)
         else:
             scores = score(found[mask], tokens, signals=self._of_logits())
         return Scored(scores, None, mask.sum(1), positions[mask], tokens)
@@ -269,7 +269,7 @@ def need_pyarrow(function: str) -> None:
         raise ImportError(f'{function} needs pyarrow: pip install "torchassay[io]"') from None
 
 
-def _checked(found, rows: int) -> Tensor:
+def _checked(found: Any, rows: int) -> Tensor:
     """The logits in what a model gave: a tensor, or an output or dict with ``logits``."""
     given = found
     if not isinstance(found, Tensor):

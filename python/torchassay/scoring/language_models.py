@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ class Parts(NamedTuple):
     """The logits are softcapped ``hidden @ weight.T + bias``, of the hidden states that ``body`` ends with."""
 
     body: nn.Module
-    head: nn.Module
+    head: nn.Linear
     softcap: float | None
 
     def hidden(self, inputs: dict[str, Tensor]) -> Tensor:
@@ -32,7 +32,8 @@ def split(model: nn.Module) -> Parts | None:
     they count only if they give the model's own logits.
     """
     embeddings = getattr(model, "get_output_embeddings", None)
-    body, head = getattr(model, "base_model", None), embeddings() if callable(embeddings) else None
+    body = getattr(model, "base_model", None)
+    head: Any = embeddings() if callable(embeddings) else None
     weight = getattr(head, "weight", None)
     if body is model or not isinstance(body, nn.Module) or not isinstance(weight, Tensor) or weight.dim() != 2:
         return None

@@ -6,6 +6,8 @@ import copy
 import hashlib
 import inspect
 import os
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +19,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 _SELF = "DatasetScorer"
 
 
-def made(model) -> nn.Module:
+def made(model: Any) -> nn.Module:
     found = imported(_SELF, "model", model) if isinstance(model, str) else model
     if not isinstance(found, nn.Module):
         if not callable(found):
@@ -29,7 +31,7 @@ def made(model) -> nn.Module:
     return found
 
 
-def placed(model: nn.Module, theirs: bool, device, dtype: str | None) -> nn.Module:
+def placed(model: nn.Module, theirs: bool, device: Any, dtype: str | None) -> nn.Module:
     """On its device and in its dtype; a module of the caller's is never changed."""
     values = [*model.parameters(), *model.buffers()]
     device = values[0].device if theirs and device is None and values else device_of(device)
@@ -41,7 +43,7 @@ def placed(model: nn.Module, theirs: bool, device, dtype: str | None) -> nn.Modu
     return (copy.deepcopy(model) if theirs else model).to(device, wanted)
 
 
-def device_of(device) -> torch.device:
+def device_of(device: Any) -> torch.device:
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -64,11 +66,11 @@ def fingerprint(model: nn.Module) -> str:
     for name, value in model.state_dict().items():
         if isinstance(value, Tensor):
             digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
-def taken(model: nn.Module, columns: dict[str, Tensor]) -> dict[str, Tensor]:
+def taken(model: nn.Module, columns: Mapping[str, Any]) -> dict[str, Any]:
     """The columns that the model's forward takes by name."""
     names = inspect.signature(model.forward).parameters
     return {name: column for name, column in columns.items() if name in names}

@@ -8,7 +8,7 @@ import tempfile
 import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torchassay import checks
 from torchassay.score_files import RUN
@@ -158,7 +158,7 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
-def _shown(value) -> str:
+def _shown(value: Any) -> str:
     return (
         value if isinstance(value, str) else ",".join(map(str, value)) if isinstance(value, list) else json.dumps(value)
     )

@@ -6,9 +6,9 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from importlib.metadata import version
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -35,8 +35,8 @@ class Counters(NamedTuple):
     seconds: float = 0.0
     parts: int = 0  # written
 
-    def __add__(self, other: Counters) -> Counters:
-        return Counters(*(mine + theirs for mine, theirs in zip(self, other, strict=True)))
+    def __add__(self, other: Counters) -> Counters:  # type: ignore[override]  # not tuple's
+        return Counters._make(mine + theirs for mine, theirs in zip(self, other, strict=True))
 
 
 class Job:
@@ -169,7 +169,9 @@ def score_dataset(
     return total._replace(seconds=time.perf_counter() - start)
 
 
-def prepared(model, data, out, batch_size: int, batches_per_part: int, on_error: str, of_scorer: dict) -> Job:
+def prepared(
+    model: Any, data: Any, out: Any, batch_size: int, batches_per_part: int, on_error: str, of_scorer: dict
+) -> Job:
     """A process's `Job`, of the arguments of `score_dataset`, checked."""
     need_pyarrow(_SELF)
     checks.integer(_SELF, "batch_size", batch_size, 1)
@@ -202,11 +204,11 @@ def _open_together(job: Job, resume: bool, rank: int, world: int) -> None:
     job.folder.same_run(job.about)
 
 
-def _as_it_is(batch: Batch) -> Batch:
+def _as_it_is(batch: Any) -> Any:
     return batch
 
 
-def _logging_beside(bar: tqdm):
+def _logging_beside(bar: tqdm) -> AbstractContextManager[None]:
     """Lines of the log above the bar, not through it."""
     if bar.disable:
         return nullcontext()

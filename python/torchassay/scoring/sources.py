@@ -9,7 +9,7 @@ import zipfile
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from torch import Tensor
@@ -31,7 +31,7 @@ class Source(Protocol):
     def read(self, start: int, stop: int) -> Batch: ...
 
 
-def opened(function: str, data) -> Source:
+def opened(function: str, data: Any) -> Source:
     """The data set that a path, a name or an object stands for; `torchassay score` says which there are.
 
     Raises:
@@ -57,7 +57,7 @@ def opened(function: str, data) -> Source:
     return _some(function, data, Arrays(function, path) if path.suffix.lower() == ".npz" else Parquet(function, path))
 
 
-def _some(function: str, data, source: Source) -> Source:
+def _some(function: str, data: Any, source: Source) -> Source:
     if len(source) == 0:
         raise checks.InputValueError(f"{function}: data must have at least one row, got none in '{data}'")
     return source
@@ -137,7 +137,7 @@ class Parquet:
         columns = {name: _column(table[name]) for name in table.column_names}
         return Batch(columns | {"index": np.arange(start, stop)}, {})
 
-    def _group(self, number: int):
+    def _group(self, number: int) -> Any:
         from pyarrow import parquet
 
         if self._held[0] != number:
@@ -148,7 +148,7 @@ class Parquet:
         return self._held[1]
 
 
-def _column(values) -> np.ndarray | list:
+def _column(values: Any) -> np.ndarray | list:
     """An array [B, ...] of numbers and lists of one length; else a value a row, None where there is none."""
     import pyarrow
 
@@ -166,7 +166,7 @@ def _column(values) -> np.ndarray | list:
 class Items:
     """A map-style torch or Hugging Face dataset. Of a tuple the first two are x and y; a dict names its columns."""
 
-    def __init__(self, function: str, dataset, fingerprint: str | None = None):
+    def __init__(self, function: str, dataset: Any, fingerprint: str | None = None):
         if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")) or isinstance(dataset, (str, Mapping)):
             expected = "a data set with a length and keys"
             raise checks.InputTypeError(f"{function}: data must be {expected}, got {type(dataset).__name__}")
@@ -214,7 +214,7 @@ def saved_dataset(function: str, path: Path) -> Items:
     return Items(function, load_from_disk(str(path)), _hash((path / "state.json").read_text(encoding="utf-8")))
 
 
-def _row(item) -> dict:
+def _row(item: Any) -> dict:
     if isinstance(item, Mapping):
         return {name: value for name, value in item.items() if name != "index"}
     parts = item if isinstance(item, (tuple, list)) else (item,)
