@@ -201,7 +201,7 @@ class History:
         self._state.clear()
         if not kept:
             return
-        device = next((value.device for value in kept.values() if isinstance(value, Tensor)), "cpu")
+        device = next((value.device for value in kept.values() if isinstance(value, Tensor)), torch.device("cpu"))
         fresh = History(self.capacity, bins=self.bins)
         fresh._begin(device)
         for name, mine in fresh._state.items():
