@@ -157,6 +157,11 @@ def option_cases(draw, x: Tensor, smoothing: bool = True, softcap: bool = True) 
     )
 
 
+def within_cap(x: Tensor, case: Case) -> Tensor:
+    """Logits of at most eight caps: far beyond, the squares of slopes underflow, and so does the norm of a gradient."""
+    return x if case.softcap is None else x.clamp(-8 * case.softcap, 8 * case.softcap)
+
+
 def keywords(case: Case, place) -> dict:
     """As a call takes them, on the device of a place."""
     given_here = case._replace(z_loss=case.z_loss or Case._field_defaults["z_loss"]).given()

@@ -10,7 +10,18 @@ import torch.nn.functional as F
 import torchassay as ta
 from hypothesis import strategies as st
 from option_oracle import truth
-from strategies import SEEDS, batches, classes_of, examples, keywords, logits, noise, option_cases, unchanged
+from strategies import (
+    SEEDS,
+    batches,
+    classes_of,
+    examples,
+    keywords,
+    logits,
+    noise,
+    option_cases,
+    unchanged,
+    within_cap,
+)
 from torchassay.scores import ROW_SIGNALS, Scores
 
 OF_PROBABILITIES = tuple(name for name in ROW_SIGNALS if name != "target_margin")
@@ -38,6 +49,7 @@ def test_scores_for_class_probabilities_are_the_oracles(fast_place, x, data):
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
     p = torch.softmax(torch.randn(x.shape, generator=noise(data.draw(SEEDS)), dtype=wide) * 3, 1)
     case = data.draw(option_cases(x))._replace(z_loss=0.0)
+    x = within_cap(x, case)
     here = x.to(fast_place.device)
     how = {"signals": OF_PROBABILITIES, "backend": fast_place.backend, **keywords(case, fast_place)}
     found = ta.score(here, p.to(fast_place.device), **how).cpu()

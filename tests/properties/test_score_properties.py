@@ -16,6 +16,15 @@ def flat(batch, scores: Scores) -> Scores:
     return Scores({name: batch.flat(value).cpu() for name, value in scores.as_dict().items()})
 
 
+def agree(place, found: Scores, exact: dict[str, torch.Tensor], x: torch.Tensor) -> None:
+    """Where e^-gap is below the smallest normal number it may be 0, and with it what it is multiplied by: the gap."""
+    tiny = x.shape[1] * (750 * 2.3e-308 if x.dtype == torch.float64 else 110 * 1.2e-38)
+    for name in oracle.FLOAT_SIGNALS:
+        value = getattr(found, name).double()
+        exact[name] = torch.where((exact[name].abs() < tiny) & (value.abs() < tiny), value, exact[name])
+    oracle.check(place, found, exact, x)
+
+
 def same(ours: Scores, theirs: Scores, names=ROW_SIGNALS) -> None:
     for name in names:
         a, b = getattr(ours, name), getattr(theirs, name)
@@ -30,7 +39,7 @@ def test_scores_are_the_oracles_wherever_the_rows_lie(fast_place, batch):
     x, y = batch.input.to(fast_place.device), batch.target.to(fast_place.device)
     found = ta.score(x, y, signals=ROW_SIGNALS, dim=batch.dim, backend=fast_place.backend)
     assert found.loss.shape == batch.target.shape
-    oracle.check(fast_place, flat(batch, found), oracle.signals(batch.rows, batch.classes), batch.rows)
+    agree(fast_place, flat(batch, found), oracle.signals(batch.rows, batch.classes), batch.rows)
     unchanged(batch.memory, before)
 
 
@@ -41,7 +50,7 @@ def test_ignored_rows_are_zero_and_touch_no_other(fast_place, batch, ignore):
     classes = batch.classes.where(torch.arange(len(batch.classes)) % 2 == 0, ignore)
     x, y = batch.rows.to(fast_place.device), classes.to(fast_place.device)
     found = ta.score(x, y, signals=ROW_SIGNALS, ignore_index=ignore, backend=fast_place.backend).cpu()
-    oracle.check(fast_place, found, oracle.signals(batch.rows, classes, ignore), batch.rows)
+    agree(fast_place, found, oracle.signals(batch.rows, classes, ignore), batch.rows)
     for name in ("loss", "grad_norm", "target_margin"):
         assert (getattr(found, name)[classes == ignore] == 0).all(), name
 
@@ -102,9 +111,9 @@ def test_log_probabilities_of_several_classes(fast_place, batch, seed):
     found = ta.log_prob(here, classes.view(*shape, k).to(fast_place.device), dim=dim, backend=fast_place.backend)
     for i in range(k):
         one = oracle.signals(x, classes[:, i])["loss"]
-        # a margin over the contract of the loss: they are relative to the larger of loss and distance to the top
-        error = oracle.relative_errors("loss", -found[..., i].reshape(-1), one)
-        assert (error <= (1e-14 if x.dtype == torch.float64 else 2e-6)).all(), (i, error)
+        value, eps = -found[..., i].reshape(-1).cpu().double(), 1e-14 if x.dtype == torch.float64 else 2e-6
+        near = (value - one).abs() <= eps * one + 1.2e-38 * x.shape[1]
+        assert (near | (value == one)).all(), (i, value, one)
     logp, entropy = ta.log_prob_entropy(
         here, batch.target.long().to(fast_place.device), dim=dim, backend=fast_place.backend
     )
@@ -113,7 +122,9 @@ def test_log_probabilities_of_several_classes(fast_place, batch, seed):
     assert torch.equal(entropy, ta.entropy(here, dim=dim, backend=fast_place.backend))
     exact = oracle.signals(x, batch.classes)
     for name, value in (("loss", -logp), ("entropy", entropy)):
-        assert (oracle.relative_errors(name, batch.flat(value), exact[name]) <= fast_place.tolerance).all(), name
+        value = batch.flat(value).cpu().double()
+        lost = 110 * 1.2e-38 * x.shape[1]
+        assert ((value - exact[name]).abs() <= fast_place.tolerance * exact[name] + lost).all(), name
     unchanged(batch.memory, before)
 
 

@@ -8,7 +8,7 @@ import option_contract
 import torch
 from hypothesis import strategies as st
 from option_oracle import Case, truth
-from strategies import classes_of, examples, logits, option_cases, put
+from strategies import classes_of, examples, logits, option_cases, put, within_cap
 from torchassay import ops
 from torchassay.options import Options
 from torchassay.scores import BIT, ROW_SIGNALS, Scores
@@ -46,6 +46,7 @@ def test_however_the_vocabulary_is_cut(fast_place, x, cuts, merged, data):
     case = data.draw(option_cases(x, smoothing=not masked))._replace(z_loss=0.0)
     if case.label_smoothing and (case.weight is not None or case.softcap):
         case = case._replace(weight=None, softcap=None)  # these have no norm of the gradient from states
+    x = within_cap(x, case)
     inside = sorted({cut for cut in cuts if 0 < cut < x.shape[1]})
     found = cut_scores(fast_place, x, y, case, [0, *inside, x.shape[1]], merged)
     allowed = 2 * option_contract.tolerance(case, x.dtype)
