@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import overload
 
 import torch
 import torch.distributed as dist
@@ -107,12 +108,47 @@ def score(
         outputs = _outputs("score", input, target, call, options, ignore_index, backend, 0)
     else:
         of_rows = call._replace(signals=call.signals & ROW_BITS | STATS)
-        *outputs, stats = _outputs("score", input, target, of_rows, options, ignore_index, backend, 0)
-        outputs += noise_scores("score", input, stats[0], noise, options, call.dim, call.signals & ~ROW_BITS, backend)
+        *of_input, stats = _outputs("score", input, target, of_rows, options, ignore_index, backend, 0)
+        of_draws = noise_scores("score", input, stats[0], noise, options, call.dim, call.signals & ~ROW_BITS, backend)
+        outputs = [*of_input, *of_draws]
     scores = call.scores(outputs)
     return scores if history is None else call.with_probability(scores, outputs, history, target, ignore_index)
 
 
+@overload
+def cross_entropy(  # type: ignore[overload-overlap]  # of signals that may be empty mypy cannot know
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = ...,
+    *,
+    ignore_index: int = ...,
+    reduction: str = ...,
+    label_smoothing: float = ...,
+    dim: int | None = ...,
+    signals: tuple[()] = ...,
+    temperature: float | Tensor = ...,
+    softcap: float | None = ...,
+    z_loss: float = ...,
+    group: dist.ProcessGroup | None = ...,
+    backend: str | None = ...,
+) -> Tensor: ...
+@overload
+def cross_entropy(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = ...,
+    *,
+    ignore_index: int = ...,
+    reduction: str = ...,
+    label_smoothing: float = ...,
+    dim: int | None = ...,
+    signals: Sequence[str] | str,
+    temperature: float | Tensor = ...,
+    softcap: float | None = ...,
+    z_loss: float = ...,
+    group: dist.ProcessGroup | None = ...,
+    backend: str | None = ...,
+) -> tuple[Tensor, Scores]: ...
 def cross_entropy(
     input: Tensor,
     target: Tensor,
@@ -175,7 +211,7 @@ def cross_entropy(
     if not signals:
         return loss
     if "loss" in call.names:
-        outputs.insert(0, rows)
+        outputs = [rows, *outputs]
     return loss, call.scores([output.detach() for output in outputs])
 
 

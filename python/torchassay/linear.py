@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import overload
 
 import torch.distributed as dist
 from torch import Tensor
@@ -102,6 +103,44 @@ def linear_score(
     return call.with_probability(scores, in_order, history, of_rows, ignore_index)
 
 
+@overload
+def linear_cross_entropy(  # type: ignore[overload-overlap]  # of signals that may be empty mypy cannot know
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    *,
+    linear_bias: Tensor | None = ...,
+    weight: Tensor | None = ...,
+    reduction: str = ...,
+    ignore_index: int = ...,
+    label_smoothing: float = ...,
+    signals: tuple[()] = ...,
+    temperature: float | Tensor = ...,
+    softcap: float | None = ...,
+    z_loss: float = ...,
+    max_workspace_bytes: int | None = ...,
+    group: dist.ProcessGroup | None = ...,
+    backend: str | None = ...,
+) -> Tensor: ...
+@overload
+def linear_cross_entropy(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    *,
+    linear_bias: Tensor | None = ...,
+    weight: Tensor | None = ...,
+    reduction: str = ...,
+    ignore_index: int = ...,
+    label_smoothing: float = ...,
+    signals: Sequence[str] | str,
+    temperature: float | Tensor = ...,
+    softcap: float | None = ...,
+    z_loss: float = ...,
+    max_workspace_bytes: int | None = ...,
+    group: dist.ProcessGroup | None = ...,
+    backend: str | None = ...,
+) -> tuple[Tensor, Scores]: ...
 def linear_cross_entropy(
     input: Tensor,
     linear_weight: Tensor,

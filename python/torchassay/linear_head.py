@@ -38,7 +38,7 @@ class LinearScores(torch.autograd.Function):
     def backward(ctx, *upstream):
         given = upstream_of(ctx, upstream)
         grads = [None] * len(ctx.needs_input_grad)
-        if given == [None, None]:
+        if all(grad is None for grad in given):
             return tuple(grads)
         (smoothing, temperature, softcap, z_loss), columns, call = ctx.call
         refuse_higher(call)

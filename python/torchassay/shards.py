@@ -81,7 +81,7 @@ class Shard(Part):
         if not signals:
             return loss
         if "loss" in call.names:
-            outputs.insert(0, rows)
+            outputs = [rows, *outputs]
         return loss, call.scores([output.detach() for output in outputs])
 
     def _labels(self) -> Tensor | None:
