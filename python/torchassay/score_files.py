@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from torchassay import checks
+from torchassay import checks, npz
 from torchassay.memory import SampleMemory
 from torchassay.scores import Scores
 
@@ -137,15 +137,7 @@ def read(function: str, path: Path, only: Sequence[str] | None = None) -> Column
 
 
 def _npz(path: Path, only: Sequence[str] | None) -> dict[str, np.ndarray]:
-    with path.open("rb") as file:
-        stored = np.load(file, allow_pickle=False)
-        if not isinstance(stored, np.lib.npyio.NpzFile):
-            raise ValueError("a single array")
-        with stored:
-            found = {name: stored[name] for name in stored.files if only is None or name in only}
-    others = [name for name, values in found.items() if not isinstance(values, np.ndarray)]
-    if others:
-        raise ValueError(f"{others[0]!r} is no array")
+    found = npz.arrays(path, lambda name: only is None or name in only)
     return {name: values for name, values in found.items() if values.ndim}
 
 

@@ -18,6 +18,8 @@ from torch import Tensor
 from torchassay import checks
 
 INLINE_BYTES = 1_000_000  # tensors of more bytes in all go to a file beside
+_DIGEST = hashlib.sha256().digest_size  # of the checksum at the end of a file
+_ZIP_END = 22  # bytes of what ends torch's files, which are zip archives
 _LEFT_OVER = re.compile(r"\.[0-9a-f]{16}|(\.[0-9a-f]{16})?\.\d+\.partial")  # behind the name: of saves before
 
 
@@ -78,10 +80,11 @@ def load(path: str | os.PathLike) -> dict:
     """
     path = Path(path)
     data = path.read_bytes()
-    end = len(data) - hashlib.sha256().digest_size
-    if hashlib.sha256(data[:end]).digest() != data[end:]:
-        raise _refused(path, "another file (checksum)")
-    saved = _unpickled(path, data[:end])
+    if data[-_ZIP_END:][:4] != b"PK\5\6":  # else of a version that wrote no checksum
+        data, digest = data[:-_DIGEST], data[-_DIGEST:]
+        if hashlib.sha256(data).digest() != digest:
+            raise _refused(path, "another file (checksum)")
+    saved = _unpickled(path, data)
     if saved.get("beside"):
         beside = path.with_name(Path(f"{saved['beside']}").name)  # here, whatever else it may say
         if not beside.is_file():
@@ -93,7 +96,7 @@ def load(path: str | os.PathLike) -> dict:
         saved["tensors"] = _unpickled(beside, data)
     try:
         return _put_back(saved["state"], saved["tensors"], {})
-    except (LookupError, TypeError, RecursionError) as error:
+    except (LookupError, TypeError, AttributeError, RecursionError) as error:
         raise _refused(path, f"another state ({type(error).__name__})") from None
 
 
@@ -109,7 +112,14 @@ class Saved:
 
     def load(self, path: str | os.PathLike) -> None:
         """Go on from what `save` wrote."""
-        self.load_state_dict(load(path))
+        state = load(path)
+        try:
+            self.load_state_dict(state)
+        except (checks.InputValueError, checks.InputTypeError):
+            raise
+        except (LookupError, TypeError, AttributeError, RuntimeError) as error:
+            name, got = type(self).__name__, f"another state ({type(error).__name__}: {error})"
+            raise checks.InputValueError(f"{name}: {path} must hold a state of {name}, got {got}") from error
 
 
 def expect(function: str, state: dict, **mine: Any) -> None:
@@ -142,7 +152,7 @@ def _put_back(value: Any, tensors: dict[str, Tensor], done: dict[int, Any]) -> A
     found = value
     if isinstance(value, dict):
         if value.keys() == {None}:
-            return tensors[value[None]]
+            return _whole(tensors[value[None]])
         found = {key: _put_back(item, tensors, done) for key, item in value.items()}
     elif isinstance(value, list | tuple):
         found = type(value)(_put_back(item, tensors, done) for item in value)
@@ -163,6 +173,13 @@ def _unpickled(path: Path, data: bytes) -> dict:
     if not isinstance(found, dict):
         raise _refused(path, f"another file ({type(found).__name__})")
     return found
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    """A tensor as `save` writes it, and none that says it is larger than its memory."""
+    if tensor.layout != torch.strided or tensor.is_meta or tensor.untyped_storage().nbytes() != tensor.nbytes:
+        raise TypeError
+    return tensor
 
 
 def _refused(path: Path, got: str) -> checks.InputValueError:
