@@ -19,7 +19,7 @@ test: $(VENV)/built
 stress: $(VENV)/built
 	TORCHASSAY_KILLS=10 $(BIN)/pytest -n auto tests/test_resume.py
 
-# Forty times as many examples in the property tests, other ones in every run: over 20,000. Then, where there is clang,
+# Over 20,000 examples in the property tests, other ones in every run, counted at the end. Then, where there is clang,
 # libFuzzer on the native entry points for SECONDS, under AddressSanitizer and UBSan: compiling takes minutes, once.
 SECONDS ?= 120
 fuzz: $(VENV)/built

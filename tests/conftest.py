@@ -69,6 +69,9 @@ def pytest_terminal_summary(terminalreporter):
     """How many examples hypothesis made up; the worst relative error of each backend, dtype and signal in any test."""
     if strategies.RUN:
         terminalreporter.section("made up by hypothesis")
+        if strategies.FUZZ:
+            for name, count in sorted(strategies.RUN.items()):
+                terminalreporter.line(f"{count:>6} {name}")
         terminalreporter.line(f"{strategies.RUN.total()} examples in {len(strategies.RUN)} tests")
     if not oracle.WORST:
         return

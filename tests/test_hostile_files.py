@@ -196,6 +196,26 @@ def test_a_plan_of_samples_that_there_are_not(tmp_path, name, value, message):
         small_sampler().load(tmp_path / "state")
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("order", torch.zeros(0, dtype=torch.int64), "4 samples of 0 to 2, got others"),
+        ("order", torch.tensor([0, 1, 2, 3]), "4 samples of 0 to 2, got others"),
+        ("order", torch.tensor([0, 1, 2, -1]), "4 samples of 0 to 2, got others"),
+        ("position", -1, "a position of 0 to 4, got -1"),
+        ("position", 5, "a position of 0 to 4, got 5"),
+    ],
+)
+def test_draws_of_samples_that_there_are_not(tmp_path, name, value, message):
+    """With too few of them an epoch would never have ended."""
+    sampler = ta.WeightedSampler([1.0, 2.0, 3.0], 4)
+    state = sampler.state_dict()
+    state |= {"own": {name: value}} if name == "order" else {name: value}
+    states.save(tmp_path / "state", state)
+    with pytest.raises(ValueError, match=f"^WeightedSampler: the state must have {message}$"):
+        sampler.load(tmp_path / "state")
+
+
 def again_and_again() -> list:
     found: list = [1]
     for _ in range(60):

@@ -1,6 +1,7 @@
 // Rows of logits, plain, under options, and by slices of their classes.
 #include "fuzz_native.h"
 #include "rows_case.h"
+#include "slice_stats.h"
 
 using namespace torchassay;
 
@@ -118,7 +119,7 @@ void fuzz_states(Input& input, int threads) {
     Options options = some_options(input, slices[0], labelled, false);
     const bool smoothed = options.label_smoothing > 0;
     const void* const weight = options.weight;
-    const int64_t numbers = smoothed ? 9 : 6, each = wide ? 8 : 4;
+    const int64_t numbers = smoothed ? kSmoothedNumbers : kStateNumbers, each = wide ? 8 : 4;
     char* const states = static_cast<char*>(input.room(parts * numbers * count * each, each));
     int64_t* const k = input.room<int64_t>(parts * count);
     targets.total = total;
