@@ -7,7 +7,7 @@ SOURCES := setup.py CMakeLists.txt $(wildcard csrc/*.* csrc/*/*.*)
 CPP := $(wildcard csrc/*.* csrc/*/*.* tests/*/*.h tests/*/*.cpp)
 PY := setup.py python triton_kernels tests benchmarks
 
-.PHONY: demo test test-integrations packaging matrix docs stress fuzz bench lint types format gpu browser clean
+.PHONY: demo test test-integrations packaging matrix docs stress fuzz sanitize counts bench lint types format gpu browser clean
 
 demo: $(VENV)/built
 	$(BIN)/torchassay demo
@@ -15,9 +15,17 @@ demo: $(VENV)/built
 test: $(VENV)/built
 	$(BIN)/pytest -n auto --dist loadfile --ignore tests/integrations
 
-# The tests that kill trainings, ten times as often.
+# Over 100 kills: the tests that kill trainings, scoring and writers, each twice as often.
 stress: $(VENV)/built
-	TORCHASSAY_KILLS=10 $(BIN)/pytest -n auto tests/test_resume.py
+	TORCHASSAY_KILLS=2 $(BIN)/pytest -n auto tests/test_resume.py tests/test_score_command.py tests/test_sum_tree_files.py
+
+# The native code under AddressSanitizer, UBSan and ThreadSanitizer, with GCC; the ordinary build stays as it is.
+sanitize: $(VENV)/built
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python tests/native/sanitize.py
+
+# Instructions of the CPU kernels against benchmarks/results/counts.md; needs valgrind.
+counts: $(VENV)/built
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python tests/native/counts.py
 
 # Over 20,000 examples in the property tests, other ones in every run, counted at the end. Then, where there is clang,
 # libFuzzer on the native entry points for SECONDS, under AddressSanitizer and UBSan: compiling takes minutes, once.

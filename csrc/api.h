@@ -15,6 +15,7 @@ enum Slot : int {
     kConfidence,
     kLeastConfidence,
     kMargin,
+    kGini,
     kTargetMargin,
     kPrediction,
     kStats,
@@ -79,13 +80,15 @@ void option_grads(const Rows& rows, const Targets& targets, const Options& optio
 
 // The states of rows of which a slice of the classes is at hand: torchassay/reference/states.py. float32, float64 for
 // float64 rows.
+constexpr int kStateNumbers = 7;      // m, u, R, T, Q, S, x_y
+constexpr int kSmoothedNumbers = 10;  // and rest, gap, top
 struct States {
-    void* numbers;  // [parts, 6, N]: m, u, R, T, Q, x_y; with label smoothing [parts, 9, N]: and rest, gap, top
+    void* numbers;  // [parts, kStateNumbers, N], with label smoothing [parts, kSmoothedNumbers, N]
     int64_t* k;     // [parts, N]
     int64_t parts;  // slices, in the order of their classes
     int64_t count;  // N
     bool wide;      // float64
-    bool smoothed;  // nine numbers
+    bool smoothed;
 };
 
 // The state of a slice (Targets::first) into `out`, of one part.

@@ -103,6 +103,12 @@ TORCHASSAY_HD F margin_of(const Finished<F>& f, const RowState<F>& s, F infinity
     return select(s.u == -infinity, F{} + 1, -expm1_nonpositive(-f.g)) * f.c;
 }
 
+// 1 - sum p^2. As z^2 Q is neither more than r nor than r^2, nothing cancels.
+template <class F>
+TORCHASSAY_HD F gini_of(const Finished<F>& f, const RowState<F>& s) {
+    return f.c * f.c * (f.r * (f.r + 2) - f.z * f.z * s.Q);
+}
+
 // The class with logit x_y. "It is the top" is x_y == m: at a tie both forms of every formula agree.
 template <class F>
 struct Labelled {

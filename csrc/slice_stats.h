@@ -8,11 +8,10 @@
 
 namespace torchassay {
 
-constexpr int kStateNumbers = 6, kSmoothedNumbers = 9;  // of a state, in the order of its fields
-
 template <class F>
 struct SliceState {
-    F m, u, R, T, Q;   // T over the temperature; Q with the squares of the slopes
+    F m, u, R, T, Q;   // T over the temperature
+    F S;               // Q with the squares of the slopes
     F x_y;             // the target's logit, if its class is in the slice
     F rest, gap, top;  // LinearTarget of what label smoothing spreads, but gap is not over the temperature
     int64_t k;         // the class of m, or ~k where the slice holds the target's
@@ -37,6 +36,7 @@ TORCHASSAY_HD void add_rest(SliceState<F>& all, F v, const SliceState<F>& part, 
     all.R = all.R + part.R * c;
     all.T = all.T + c * (part.T + part.R * d);
     all.Q = all.Q + part.Q * (c * c);
+    all.S = all.S + part.S * (c * c);
     all.rest = all.rest + part.rest;
     all.gap = all.gap + (part.gap + select(part.rest == F{}, F{}, part.rest * distance));
 }
@@ -58,7 +58,7 @@ TORCHASSAY_HD SliceState<F> merge(const SliceState<F>& first, const SliceState<F
 
     const F slope = cap(loser).slope, v = cap(all.u).v, one = F{} + 1;
     SliceState<F> lone{};  // the top that lost
-    lone.u = loser, lone.R = one, lone.Q = slope * slope, lone.rest = select(later, first.top, second.top);
+    lone.u = loser, lone.R = lone.Q = one, lone.S = slope * slope, lone.rest = select(later, first.top, second.top);
     add_rest(all, v, first, inverse, cap, infinity);
     add_rest(all, v, second, inverse, cap, infinity);
     add_rest(all, v, lone, inverse, cap, infinity);

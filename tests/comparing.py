@@ -10,7 +10,7 @@ from torchassay.compare import Data
 CLASSES, TRAIN, TEST = 4, 240, 80
 
 
-def blobs(name: str = "blobs", modalities: int = 1) -> dict[str, np.ndarray]:
+def blobs(modalities: int = 1) -> dict[str, np.ndarray]:
     """Pictures of 4 x 4 pixels of four kinds, each with a bright corner; several modalities see other noise."""
     rng = np.random.default_rng(0)
     arrays = {}

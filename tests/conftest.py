@@ -66,13 +66,16 @@ def pytest_testnodedown(node):
 
 
 def pytest_terminal_summary(terminalreporter):
-    """How many examples hypothesis made up; the worst relative error of each backend, dtype and signal in any test."""
+    """Examples that hypothesis made up, kills survived, and each backend's, dtype's and signal's worst relative error."""
     if strategies.RUN:
         terminalreporter.section("made up by hypothesis")
         if strategies.FUZZ:
             for name, count in sorted(strategies.RUN.items()):
                 terminalreporter.line(f"{count:>6} {name}")
         terminalreporter.line(f"{strategies.RUN.total()} examples in {len(strategies.RUN)} tests")
+    properties = [pair for report in terminalreporter.stats.get("passed", ()) for pair in report.user_properties]
+    if kills := sum(count for name, count in properties if name == "kills"):
+        terminalreporter.line(f"kills survived: {kills}")
     if not oracle.WORST:
         return
     terminalreporter.section("worst relative errors seen")

@@ -104,6 +104,9 @@ class Exact:
             "least_confidence": self.r * self.c,
             "prediction": self.k,
         }
+        missed = 1 - self.p
+        missed[self.rows, self.k] = self.r * self.c
+        found["gini"] = (self.p * missed).sum(1)
         second = self.a.copy()
         second[self.rows, self.k] = np.inf
         found["margin"] = -np.expm1(-second.min(1)) * self.c

@@ -32,9 +32,16 @@ class Truth(NamedTuple):
     parts: Tensor  # [N]: the norm of slope / temperature (beta p + b), of which the loss's gradient is a difference
     mixed: Tensor  # [N]: the norm of slope / temperature p (|a| + mu), likewise
 
+    def gradient(self, upstream_loss: Tensor | None, upstream_entropy: Tensor | None) -> Tensor:
+        """[N, C], for upstreams [N] of the loss and the entropy."""
+        found = torch.zeros_like(self.grad_entropy)
+        for upstream, grad in ((upstream_loss, self.grad_loss), (upstream_entropy, self.grad_entropy)):
+            found += 0 if upstream is None else upstream.detach().cpu().double()[:, None] * grad
+        return found
+
 
 def _wide(values: Tensor) -> np.ndarray:
-    return values.detach().double().numpy().astype(np.longdouble)
+    return values.detach().cpu().double().numpy().astype(np.longdouble)
 
 
 def _narrow(values: np.ndarray) -> Tensor:
@@ -74,6 +81,7 @@ def truth(logits: Tensor, target: Tensor | None, case: Case, ignore_index: int =
         "confidence": c,
         "least_confidence": r * c,
         "margin": margin,
+        "gini": r * c * c + (e * c[:, None] * (1 - e * c[:, None])).sum(1),
         "prediction": k,
     }
     grad_entropy = slope / T * p * (finite_a - mu[:, None])
@@ -89,7 +97,7 @@ def truth(logits: Tensor, target: Tensor | None, case: Case, ignore_index: int =
             b += (1 - smoothing) * w * _wide(target)
             terms = b * a
         else:
-            y = target.numpy().astype(np.int64)
+            y = target.cpu().numpy().astype(np.int64)
             ignored = y == ignore_index
             y = np.where(ignored, 0, y)
             b[rows, y] += (1 - smoothing) * w[y]

@@ -7,14 +7,15 @@ hold their digits however confident a row is; float64 eager, which subtracts p_y
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import mpmath
 import numpy as np
 import torch
 from torch import Tensor
 
-FLOAT_SIGNALS = ("loss", "entropy", "grad_norm", "lse", "confidence", "least_confidence", "margin", "target_margin")
+FLOAT_SIGNALS = (
+    *("loss", "entropy", "grad_norm", "lse"),
+    *("confidence", "least_confidence", "margin", "gini", "target_margin"),
+)
 TINY = {torch.float32: 1e-37, torch.float64: 1e-300}  # below, a result may be flushed to 0
 WORST: dict[tuple[str, str, str], float] = {}  # (place, dtype, signal): the worst relative error of the session
 
@@ -52,6 +53,7 @@ def signals(logits: Tensor, target: Tensor | None = None, ignore_index: int = -1
         "confidence": c,
         "least_confidence": r * c,
         "margin": -np.expm1(x_rest.max(1) - m) * c,
+        "gini": r * c * c + (w * c[:, None] * (1 - w * c[:, None])).sum(1),  # sum p (1 - p), of the top 1 - p = r c
     }
     if target is not None:
         y = target.cpu().numpy().astype(np.int64)
@@ -120,98 +122,6 @@ def grads(
     return _narrow(found)
 
 
-class Options(NamedTuple):
-    """Of a loss: sum_j b_j (lse - l_j) + z_loss lse^2 with l = softcap tanh(x / softcap) / temperature."""
-
-    weight: Tensor | None = None  # [C]
-    label_smoothing: float = 0.0
-    temperature: float | Tensor = 1.0  # or [N]
-    softcap: float | None = None
-    z_loss: float = 0.0
-
-
-def _option_parts(logits: Tensor, target: Tensor | None, options: Options, ignore_index: int):
-    """l relative to the top, p, r, c, lse; b, the sum of b, that without the top; slope by column; ignored rows."""
-    x = _wide(logits)
-    rows, k = np.arange(len(x)), x.argmax(1)
-    tanh = np.tanh(x / options.softcap) if options.softcap else np.zeros_like(x)
-    v = options.softcap * tanh if options.softcap else x
-    T = _wide(torch.as_tensor(options.temperature, dtype=torch.float64).expand(len(x)))[:, None]
-    a = (v[rows, k][:, None] - v) / T
-    w = np.exp(-a)
-    w[rows, k] = 0
-    r = w.sum(1)
-    c = 1 / (1 + r)
-    p = w * c[:, None]
-    p[rows, k] = c
-    lse = v[rows, k] / T[:, 0] + np.log1p(r)
-    b = np.zeros_like(x)
-    ignored = np.zeros(len(x), bool)
-    if target is not None:
-        weight = np.ones(x.shape[1]) if options.weight is None else _wide(options.weight)
-        smoothing = np.longdouble(options.label_smoothing)
-        if target.is_floating_point():
-            b = weight * ((1 - smoothing) * _wide(target) + smoothing / x.shape[1])
-        else:
-            y = target.cpu().numpy().astype(np.int64)
-            ignored = y == ignore_index
-            y = np.where(ignored, 0, y)
-            b = np.broadcast_to(weight * smoothing / x.shape[1], x.shape).copy()
-            b[rows, y] += (1 - smoothing) * weight[y]
-    others = b.copy()
-    others[rows, k] = 0
-    return rows, k, a, w, p, r, c, lse, b, others.sum(1), (1 - tanh**2) / T, ignored
-
-
-def option_signals(
-    logits: Tensor, target: Tensor | None, options: Options, ignore_index: int = -100
-) -> dict[str, Tensor]:
-    """`signals` under options; the target may hold probabilities [N, C]."""
-    rows, k, a, w, p, r, c, lse, b, rest, slope, ignored = _option_parts(logits, target, options, ignore_index)
-    finite = np.where(w == 0, 0, a)
-    second = np.where(np.arange(a.shape[1]) == k[:, None], np.inf, a).min(1)
-    found = {
-        "entropy": np.log1p(r) + (w * finite).sum(1) * c,
-        "lse": lse,
-        "confidence": c,
-        "least_confidence": r * c,
-        "margin": -np.expm1(-second) * c,
-    }
-    if target is not None:
-        gap = np.where(b == 0, 0, a)
-        extra = 2 * options.z_loss * lse
-        found["loss"] = b.sum(1) * np.log1p(r) + (b * gap).sum(1) + options.z_loss * lse**2
-        g = (b.sum(1) + extra)[:, None] * p - b
-        g[rows, k] = rest + extra - (b.sum(1) + extra) * r * c
-        found["grad_norm"] = np.sqrt(((g * slope) ** 2).sum(1))
-        for name in ("loss", "grad_norm"):
-            found[name][ignored] = 0
-    return {name: _narrow(value) for name, value in found.items()} | {"prediction": torch.from_numpy(k)}
-
-
-def option_grads(
-    logits: Tensor,
-    target: Tensor | None,
-    options: Options,
-    grad_loss: Tensor | None,
-    grad_entropy: Tensor | None,
-    ignore_index: int = -100,
-) -> Tensor:
-    """`grads` under options."""
-    rows, k, a, w, p, r, c, lse, b, rest, slope, ignored = _option_parts(logits, target, options, ignore_index)
-    found = np.zeros_like(p)
-    if grad_loss is not None:
-        extra = 2 * options.z_loss * lse
-        g = (b.sum(1) + extra)[:, None] * p - b
-        g[rows, k] = rest + extra - (b.sum(1) + extra) * r * c
-        found += np.where(ignored, 0, _wide(grad_loss))[:, None] * g
-    if grad_entropy is not None:
-        finite = np.where(w == 0, 0, a)
-        mu = (p * finite).sum(1)[:, None]
-        found += _wide(grad_entropy)[:, None] * p * (finite - mu)
-    return _narrow(found * slope)
-
-
 def subtracted_norm(logits: Tensor) -> Tensor:
     """mu ||p|| of every row: the size of what the entropy's gradient p_j (a_j - mu) subtracts from p_j a_j."""
     _, k, _, a, w, c = _parts(_wide(logits))
@@ -225,19 +135,23 @@ def mp_signals(row: Tensor, y: int) -> dict[str, mpmath.mpf]:
     with mpmath.workdps(320):
         x = [mpmath.mpf(value) for value in row.double().tolist()]
         total = mpmath.fsum(mpmath.exp(value) for value in x)
-        p = [mpmath.exp(value) / total for value in x]
-        ranked = [*sorted(p, reverse=True), mpmath.mpf(0)]
-        others = p[:y] + p[y + 1 :]
-        return {
-            "loss": -mpmath.log(p[y]) if p[y] else mpmath.inf,
-            "entropy": -mpmath.fsum(q * mpmath.log(q) for q in p if q),
-            "grad_norm": mpmath.sqrt(mpmath.fsum(q**2 for q in others) + (1 - p[y]) ** 2),
-            "lse": mpmath.log(total),
-            "confidence": ranked[0],
-            "least_confidence": 1 - ranked[0],
-            "margin": ranked[0] - ranked[1],
-            "target_margin": p[y] - max(others, default=mpmath.mpf(0)),
-        }
+        return {"lse": mpmath.log(total)} | of_probabilities([mpmath.exp(value) / total for value in x], y)
+
+
+def of_probabilities(p: list[mpmath.mpf], y: int) -> dict[str, mpmath.mpf]:
+    """The signals of a row's probabilities by their textbook definitions, with the digits that mpmath is set to."""
+    ranked = [*sorted(p, reverse=True), mpmath.mpf(0)]
+    others = p[:y] + p[y + 1 :]
+    return {
+        "loss": -mpmath.log(p[y]) if p[y] else mpmath.inf,
+        "entropy": -mpmath.fsum(q * mpmath.log(q) for q in p if q),
+        "grad_norm": mpmath.sqrt(mpmath.fsum(q**2 for q in others) + (1 - p[y]) ** 2),
+        "confidence": ranked[0],
+        "least_confidence": 1 - ranked[0],
+        "margin": ranked[0] - ranked[1],
+        "gini": 1 - mpmath.fsum(q**2 for q in p),
+        "target_margin": p[y] - max(others, default=mpmath.mpf(0)),
+    }
 
 
 def relative_errors(name: str, found: Tensor, exact: Tensor, logits: Tensor | None = None) -> Tensor:

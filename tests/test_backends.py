@@ -193,7 +193,7 @@ def test_a_launch_that_fails_raises():
     with pytest.raises(RuntimeError, match=r"^torchassay: .*: "):
         module.native.cuda_row_scores_workspace(0, 1, 10, device)
     with pytest.raises(RuntimeError, match=r"^torchassay: .*: "):
-        module.native.cuda_row_scores(0, 0, 1, 1, 10, 0, 10, 0, False, 0, [0] * 10, 0, device, 0)
+        module.native.cuda_row_scores(0, 0, 1, 1, 10, 0, 10, 0, False, 0, [0] * (len(ROW_SIGNALS) + 1), 0, device, 0)
 
 
 def test_the_environment_forces_a_backend(no_native):

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torchassay
 from click.testing import CliRunner
+from missing import without
 from torchassay import demo, speed
 from torchassay.cli import main
 
@@ -43,7 +44,7 @@ def test_version_and_help():
 
 
 def test_runs_as_a_module():
-    command = [sys.executable, "-m", "torchassay.cli", "--epochs"]
+    command = [sys.executable, "-m", "torchassay", "--epochs"]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr.startswith("torchassay: No such option")
@@ -191,14 +192,7 @@ def test_demo(small, tmp_path):
     ],
 )
 def test_demo_names_the_missing_extra(monkeypatch, tmp_path, missing, names):
-    real = builtins.__import__
-
-    def without(name, *rest):
-        if name in missing:
-            raise ModuleNotFoundError(f"No module named '{name}'", name=name)
-        return real(name, *rest)
-
-    monkeypatch.setattr(builtins, "__import__", without)
+    without(monkeypatch, *missing)
     result = run("demo", "--out", tmp_path / "out")
     assert result.exit_code == 1
     assert result.output == f'torchassay demo: this needs {names}: pip install "torchassay[demo]"\n'

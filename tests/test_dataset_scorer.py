@@ -201,7 +201,7 @@ def test_a_model_without_logits(model, got):
     assert str(error.value) == f"{MUST} {got}"
 
 
-SIGNALS = "loss, entropy, grad_norm, lse, confidence, least_confidence, margin, target_margin, prediction"
+SIGNALS = ", ".join(ta.scores.ROW_SIGNALS)
 
 
 @pytest.mark.parametrize(

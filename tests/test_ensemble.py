@@ -11,7 +11,7 @@ import torchassay as ta
 from torchassay.checks import InputTypeError, InputValueError
 
 OVER_DRAWS = ("noisy_entropy", "predictive_entropy", "mutual_information")
-OF_THE_MEAN = ("loss", "grad_norm", "confidence", "least_confidence", "margin", "target_margin")
+OF_THE_MEAN = tuple(name for name in oracle.FLOAT_SIGNALS if name not in ("entropy", "lse"))
 ALL = (*OF_THE_MEAN, *OVER_DRAWS, "entropy", "prediction")
 TOLERANCE = 1e-5  # of float32, relative
 
@@ -27,30 +27,15 @@ def _skip_without_the_kernel(request):
 def exact(members: torch.Tensor, y: int) -> dict[str, mpmath.mpf]:
     """The signals of one row [T, C] by their definitions."""
     with mpmath.workdps(80):
-
-        def entropy(p):
-            return -mpmath.fsum(q * mpmath.log(q) for q in p if q)
-
         predictions = []
         for member in members.double().tolist():
             e = [mpmath.exp(value) for value in member]
             predictions.append([value / mpmath.fsum(e) for value in e])
         mean = [mpmath.fsum(p) / len(predictions) for p in zip(*predictions, strict=True)]
-        others = mean[:y] + mean[y + 1 :]
-        ranked = sorted(mean, reverse=True)
-        noisy = mpmath.fsum(entropy(p) for p in predictions) / len(predictions)
-        return {
-            "loss": -mpmath.log(mean[y]),
-            "entropy": entropy(mean),
-            "grad_norm": mpmath.sqrt(mpmath.fsum(q * q for q in others) + (1 - mean[y]) ** 2),
-            "confidence": ranked[0],
-            "least_confidence": 1 - ranked[0],
-            "margin": ranked[0] - ranked[1],
-            "target_margin": mean[y] - max(others),
-            "noisy_entropy": noisy,
-            "predictive_entropy": entropy(mean),
-            "mutual_information": entropy(mean) - noisy,
-        }
+        noisy = mpmath.fsum(oracle.of_probabilities(p, y)["entropy"] for p in predictions) / len(predictions)
+        found = oracle.of_probabilities(mean, y)
+        of_both = {"predictive_entropy": found["entropy"], "mutual_information": found["entropy"] - noisy}
+        return found | {"noisy_entropy": noisy} | of_both
 
 
 def ensemble(dtype: torch.dtype, draws: int = 3, classes: int = 5) -> tuple[torch.Tensor, torch.Tensor]:

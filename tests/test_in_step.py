@@ -199,6 +199,7 @@ def test_bad_calls():
         ),
         (lambda: picker.set_epoch(-1), "Every: epoch must be at least 0, got -1"),
         (lambda: Every(2, seed="x"), "Every: seed must be an int, got str"),
+        (lambda: Every(2, seed=1 << 64), f"Every: seed must have 64 bits, got {1 << 64}"),
         (lambda: Every(2, group="x"), "Every: group must be a torch.distributed.ProcessGroup, got str"),
         (
             lambda: picker.load_state_dict(BatchTrimming(p=0.5).state_dict()),

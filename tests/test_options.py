@@ -4,6 +4,7 @@ import itertools
 import sys
 import warnings
 
+import option_oracle
 import oracle
 import pytest
 import torch
@@ -11,8 +12,9 @@ import torch.nn.functional as F
 import torchassay as ta
 from torchassay import BackendFallback
 from torchassay.backends import native
+from torchassay.scores import ROW_SIGNALS
 
-SIGNALS = ("loss", "entropy", "grad_norm", "lse", "confidence", "least_confidence", "margin", "prediction")
+SIGNALS = tuple(name for name in ROW_SIGNALS if name != "target_margin")  # what probabilities have too
 CLASSES = [1, 2, 17, 100, 257, 1000]
 
 # weight, smoothing, temperature, softcap, z_loss, probabilities
@@ -61,7 +63,7 @@ class Case:
         by_row = torch.rand(rows, generator=generator, dtype=wide) + 0.5
         self.softcap, self.smoothing = softcap, smoothing
         temperature = by_row if temperature == "rows" else temperature
-        self.exact = oracle.Options(weight, smoothing, temperature, softcap, z_loss)
+        self.exact = option_oracle.Case(weight, smoothing, temperature, softcap, z_loss)
         self.options = {
             "weight": None if weight is None else weight.to(device),
             "label_smoothing": smoothing,
@@ -75,7 +77,7 @@ class Case:
 
     def check(self, place, found: ta.Scores):
         """Against the truth: the contract, with the wider ones of a softcap and of the norm under smoothing."""
-        exact = oracle.option_signals(self.x, self.target, self.exact)
+        exact = option_oracle.truth(self.x, self.target, self.exact).signals
         double = self.x.dtype == torch.float64
         unit = 1e-8 if double else 1.0
         tolerance = 1e-13 if double else place.tolerance
@@ -134,7 +136,7 @@ def test_gradients(classes, kind, place):
         up = torch.randn(len(x), generator=torch.Generator().manual_seed(1), dtype=torch.float64)
         loss = case.loss(x, place, reduction="none")
         (found,) = torch.autograd.grad(loss, x, up.to(x.device, loss.dtype))
-        exact = oracle.option_grads(case.x, case.target, case.exact, up.to(loss.dtype), None)
+        exact = option_oracle.truth(case.x, case.target, case.exact).gradient(up.to(loss.dtype), None)
         if dtype == torch.float64:
             torch.testing.assert_close(found.cpu(), exact, rtol=1e-12, atol=1e-13)
         else:
@@ -270,18 +272,17 @@ def test_ties_after_capping_go_to_the_larger_logit(place):
 def test_temperature_of_log_prob_and_entropy(temperature, place):
     case = Case((False, 0.0, temperature, None, 0.0, False), 40, torch.float32, place.device)
     target = case.target.clamp(min=0)
-    exact = oracle.option_signals(case.x, target, case.exact)
+    truth = option_oracle.truth(case.x, target, case.exact)
     T = case.options["temperature"]
     x = case.x.clone().requires_grad_()
     log_prob, entropy = ta.log_prob_entropy(x, target, temperature=T, backend=place.backend)
     for found, name in ((-log_prob, "loss"), (entropy, "entropy")):
-        assert oracle.relative_errors(name, found, exact[name]).max() <= place.tolerance
+        assert oracle.relative_errors(name, found, truth.signals[name]).max() <= place.tolerance
     assert torch.equal(ta.log_prob(x, target, temperature=T, backend=place.backend), log_prob)
     assert torch.equal(ta.entropy(x, temperature=T, backend=place.backend), entropy)
     up = torch.linspace(-1, 2, len(x), device=place.device)
     (grad,) = torch.autograd.grad([log_prob, entropy], x, [up, up.flip(0)])
-    expected = oracle.option_grads(case.x, target, case.exact, -up.cpu(), up.flip(0).cpu())
-    torch.testing.assert_close(grad.cpu().double(), expected, rtol=1e-5, atol=4e-6)
+    torch.testing.assert_close(grad.cpu().double(), truth.gradient(-up, up.flip(0)), rtol=1e-5, atol=4e-6)
 
     several = torch.stack([target, (target + 1) % 40, target], -1)
     (one, *_), both = ta.log_prob(x, several, temperature=T, backend=place.backend).unbind(-1), None

@@ -14,7 +14,7 @@ import pytest
 import torch
 import training
 
-KILLS = int(os.environ.get("TORCHASSAY_KILLS", "1"))  # of each case: 10 in `make stress`
+KILLS = int(os.environ.get("TORCHASSAY_KILLS", "1"))  # of each case: 2 in `make stress`
 SCRIPT = Path(training.__file__)
 NAMES = [name for name in training.CASES if KILLS > 1 or "-" not in name]
 _number = count()
@@ -85,7 +85,9 @@ def check(found: Path, expected: Path, world: int) -> None:
 @pytest.mark.parametrize("world", [1, 2])
 @pytest.mark.parametrize("workers", [0, 4])
 @pytest.mark.parametrize("name", NAMES)
-def test_goes_on_as_if_it_had_not_been_killed(trainings, undisturbed, tmp_path, name, workers, world, seed):
+def test_goes_on_as_if_it_had_not_been_killed(
+    trainings, undisturbed, tmp_path, name, workers, world, seed, record_property
+):
     expected = undisturbed(name, workers, world)
     steps = len(stream(expected, 0))
     random = np.random.default_rng([seed, workers, world, *name.encode()])
@@ -98,9 +100,10 @@ def test_goes_on_as_if_it_had_not_been_killed(trainings, undisturbed, tmp_path, 
     assert ended[rank] == -9 and 0 not in ended
     assert trainings(tmp_path / "run", name, workers, world) == [0] * world
     check(tmp_path / "run", expected, world)
+    record_property("kills", 1)
 
 
-def test_processes_of_torchrun_go_on(trainings, undisturbed, tmp_path):
+def test_processes_of_torchrun_go_on(trainings, undisturbed, tmp_path, record_property):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", SCRIPT, "Shuffle"]
     command += ["--folder", tmp_path, "--workers=2", "--kill=13:observed"]
     ended = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True)
@@ -108,3 +111,4 @@ def test_processes_of_torchrun_go_on(trainings, undisturbed, tmp_path):
     assert len(stream(tmp_path, 1)) == 14
     assert trainings(tmp_path, "Shuffle", 2, 2) == [0, 0]
     check(tmp_path, undisturbed("Shuffle", 0, 2), 2)
+    record_property("kills", 1)

@@ -13,6 +13,7 @@ from option_contract import batch, cases, check, check_gradient, steps, toleranc
 from option_oracle import Case
 from torchassay import ops, reference
 from torchassay.options import Options
+from torchassay.reference.states import PLAIN
 from torchassay.scores import BIT, ROW_BITS, ROW_SIGNALS, STATS, TARGET_BITS
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
@@ -324,7 +325,7 @@ def test_no_row_and_one(count, fast_place):
     grad = slices.grads(stats, torch.ones(count, device=fast_place.device), None)
     assert grad.shape == (count, 11)
     numbers, k = slices.states()
-    assert numbers.shape == (3, 6, count) and slices.merged(numbers, k)[0].shape == (6, count)
+    assert numbers.shape == (3, PLAIN, count) and slices.merged(numbers, k)[0].shape == (PLAIN, count)
 
 
 def test_every_integer_dtype_of_labels(fast_place):

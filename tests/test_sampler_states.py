@@ -93,7 +93,8 @@ class Fewer(Planned):
     plans_from_memory: ClassVar[bool] = False
 
     def _plan(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        order = self._shuffled(self.n >> epoch)
+        order = self._shuffled()
+        order = order[order < self.n >> epoch]
         return order, np.float32(epoch + 1) + order / np.float32(self.n)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import os
 import subprocess
 import sys
 import time
@@ -15,6 +16,7 @@ import torch
 import torchassay as ta
 from torchassay.checks import InputValueError
 
+KILLS = 3 * int(os.environ.get("TORCHASSAY_KILLS", "1"))  # 6 in `make stress`
 N = 30_000
 UPDATES = """
 import sys
@@ -64,12 +66,12 @@ def test_what_was_drawn_without_replacement_stays_in_the_file(tmp_path):
     assert (tmp_path / "tree.npy").read_bytes() == before
 
 
-def test_killed_at_any_moment(tmp_path):
+def test_killed_at_any_moment(tmp_path, record_property):
     """Every weight is that of one of its updates: of the last that was through, or of one that was not yet."""
     path, last = tmp_path / "tree.npy", np.zeros(N)
     ta.SumTree(N, path=path)
     known = 0
-    for pause in (0.0, 0.013, 0.037):
+    for pause in np.random.default_rng(1).uniform(0, 0.04, KILLS):
         command = [sys.executable, "-c", UPDATES, str(path), str(known + 1)]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
             through = int(process.stdout.readline())
@@ -89,6 +91,7 @@ def test_killed_at_any_moment(tmp_path):
         assert torch.equal(tree.sample(1000, seed=1), again.sample(1000, seed=1))
         last, known = found.copy(), through + 1
     assert known > 5
+    record_property("kills", KILLS)
 
 
 # ---- files that are none

@@ -53,10 +53,10 @@ def _top(x, m, group, place):
 def _with_tile(state, x, begin, group, place, b, class_weight_ptr, spread, scale, by_row, softcap, MEND: tl.constexpr):
     """The state of the columns so far with a tile of logits behind them; all sums are relative to the second of both.
 
-    A state is (m, u, R, T, Q, k) as in row_states.py and, if there is b, (rest, gap, top); but T is not over the
+    A state is (m, u, R, T, Q, S, k) as in row_states.py and, if there is b, (rest, gap, top); but T is not over the
     temperature, and u is LOWEST where there is none. The top shares no sum with the rest.
     """
-    m, u, R, T, Q, k = state[0], state[1], state[2], state[3], state[4], state[5]
+    m, u, R, T, Q, S, k = state[0], state[1], state[2], state[3], state[4], state[5], state[6]
     tile_m = _largest(x)
     column, poisoned = _top(x, tile_m, group, place)
     later = tile_m > m
@@ -73,15 +73,18 @@ def _with_tile(state, x, begin, group, place, b, class_weight_ptr, spread, scale
     d, e = row_stats.exp(of_lone - v_u, True, by_row)
     bent = slope * e
     none = R < 0.5
+    _, _, S = row_stats.rescaled(before, R, T, S, v_u, by_row, False, True)
     R, T, Q = row_stats.rescaled(before, R, T, Q, v_u, by_row, True, True)
-    R, T, Q = R + e, tl.fma(-d, e, T), tl.fma(bent, bent, Q)
+    R, T, Q, S = R + e, tl.fma(-d, e, T), tl.fma(e, e, Q), tl.fma(bent, bent, S)
     origin = v_u[:, None, None]
     v, slope = row_options.capped(x, softcap)
     d, e = row_stats.exp(v - tl.where(poisoned[:, None, None], float("nan"), origin), MEND, scale)
     bent = slope * e
-    new += (R + _sum(e), T + _sum(-d * e), Q + _sum(bent * bent), k)
+    Q += _sum(e * e)
+    S = Q if softcap is None else S + _sum(bent * bent)
+    new += (R + _sum(e), T + _sum(-d * e), Q, S, k)
     if b is not None:
-        rest, gap, top = state[6], state[7], state[8]
+        rest, gap, top = state[7], state[8], state[9]
         lost = tl.where(later, top, 0.0)
         away = tl.where(none & (v_u > row_stats.LOWEST), row_stats.INFINITY, v_u - before)
         gap += rest * tl.where(rest == 0.0, 0.0, away) + lost * (v_u - tl.where(lost == 0.0, v_u, of_lone))
@@ -107,7 +110,7 @@ def _linear_states(
     D,  # in units of UNIT features, as the strides
     stride_n,
     stride_v,
-    numbers_ptr,  # [segments, 6 or 9, N]
+    numbers_ptr,  # [segments, 7 or 10, N]
     k_ptr,  # [segments, N]
     temperature_ptr,
     temperature,
@@ -156,7 +159,7 @@ def _linear_states(
     x_y = tl.zeros([ROWS], tl.float32)
     nothing = tl.full([ROWS], -row_stats.INFINITY, tl.float32)
     lowest = tl.full([ROWS], row_stats.LOWEST, tl.float32)
-    state = (nothing, lowest, x_y, x_y, x_y, tl.zeros([ROWS], tl.int32) + low)
+    state = (nothing, lowest, x_y, x_y, x_y, x_y, tl.zeros([ROWS], tl.int32) + low)
     if spread is not None:
         state += (x_y, x_y, x_y)
     for tile in range(0, tl.cdiv(high - low, COLUMNS)):
@@ -190,16 +193,16 @@ def _linear_states(
                     b *= tl.load(class_weight_ptr + column, mask=inside, other=0.0)
             state = _with_tile(state, x, start, group, place, b, class_weight_ptr, spread, scale, by_row, softcap, MEND)
 
-    k = state[5].to(tl.int64) + first
+    k = state[6].to(tl.int64) + first
     if target_ptr is not None:
         k = tl.where(here, ~k, k)
     segment = segment.to(tl.int64)
     tl.store(k_ptr + segment * N + row, k, mask=known)
     R = state[2]
     u = tl.where(R < 0.5, -row_stats.INFINITY, state[1])
-    numbers = (state[0], u, R, state[3] * by_row[0], state[4], x_y)
+    numbers = (state[0], u, R, state[3] * by_row[0], state[4], state[5], x_y)
     if spread is not None:
-        numbers += (state[6], state[7], state[8])
+        numbers += (state[7], state[8], state[9])
     row_output.write_stats(numbers_ptr + segment * len(numbers) * N, row, known, N, numbers)
 
 
@@ -235,7 +238,7 @@ def linear_states(
     """The states of every row's segments, as `row_states.merge_states` takes them."""
     (N, D), V = input.shape, len(linear_weight)
     segments = triton.cdiv(V, SEGMENT)
-    fields = 9 if label_smoothing else 6
+    fields = 10 if label_smoothing else 7
     numbers = torch.empty(segments, fields, N, dtype=torch.float32, device=input.device)
     k = torch.empty(segments, N, dtype=torch.int64, device=input.device)
     if N == 0:

@@ -99,6 +99,7 @@ def option_rows(
     confidence_ptr,
     least_confidence_ptr,
     margin_ptr,
+    gini_ptr,
     target_margin_ptr,
     prediction_ptr,
     stats_ptr,
@@ -119,6 +120,7 @@ def option_rows(
     """One program computes ROWS rows."""
     MEND: tl.constexpr = rows_ptr.dtype.element_ty == tl.float32
     ENTROPY: tl.constexpr = entropy_ptr is not None
+    GINI: tl.constexpr = gini_ptr is not None
     LABELS: tl.constexpr = target_ptr is not None
     TARGET: tl.constexpr = LABELS or (probabilities_ptr is not None)
     LOSS: tl.constexpr = TARGET and ((loss_ptr is not None) or (grad_norm_ptr is not None) or (stats_ptr is not None))
@@ -138,7 +140,7 @@ def option_rows(
     u = row_options.capped(u, softcap)[0]
     m = row_stats.larger(row_options.capped(m, softcap)[0], u)  # it may be below by a rounding
     R = tl.zeros([ROWS, COLUMNS], tl.float32)
-    T, rest, gap = R, R, R
+    T, Q, rest, gap = R, R, R, R
     for first in range(0, C, COLUMNS):
         column = first + columns
         inside = known[:, None] & (column < C)
@@ -149,6 +151,8 @@ def option_rows(
         R += e
         if ENTROPY:
             T = tl.fma(-d, e, T)
+        if GINI:
+            Q = tl.fma(e, e, Q)
         if LOSS:
             b = row_options.target_of(row, column, inside, C, y, probabilities_ptr, weight_ptr, kept, spread)
             rest += tl.where(here, 0.0, b)
@@ -163,12 +167,14 @@ def option_rows(
         k,
         tl.sum(R, axis=1),
         tl.sum(T, axis=1) * inverse,
+        tl.sum(Q, axis=1),
         by_row,
         entropy_ptr,
         lse_ptr,
         confidence_ptr,
         least_confidence_ptr,
         margin_ptr,
+        gini_ptr,
         prediction_ptr,
         ENTROPY,
         (margin_ptr is not None) or (target_margin_ptr is not None),
@@ -266,7 +272,7 @@ def option_states(
     v_u = row_options.capped(u, softcap)[0]
 
     R = tl.zeros([ROWS, COLUMNS], tl.float32)
-    T, Q, rest, gap, top = R, R, R, R, R
+    T, Q, S, rest, gap, top = R, R, R, R, R, R
     for begin in range(0, C, COLUMNS):
         column = begin + columns
         inside = known[:, None] & (column < C)
@@ -276,7 +282,8 @@ def option_states(
         d, e = _exp(v, here, v_u, scale, MEND)
         R += e
         T = tl.fma(-d, e, T)
-        Q = tl.fma(slope * e, slope * e, Q)
+        Q = tl.fma(e, e, Q)
+        S = tl.fma(slope * e, slope * e, S)
         if spread is not None:
             b = tl.where(inside, spread, 0.0)
             if weight_ptr is not None:
@@ -295,7 +302,7 @@ def option_states(
         m,
         u,
         k,
-        (tl.sum(R, axis=1), tl.sum(T, axis=1) * inverse, tl.sum(Q, axis=1)),
+        (tl.sum(R, axis=1), tl.sum(T, axis=1) * inverse, tl.sum(Q, axis=1), tl.sum(S, axis=1)),
         target_ptr,
         ignore_index,
         C,

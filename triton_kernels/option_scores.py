@@ -44,7 +44,7 @@ def option_scores(
     ignore_index: int,
     out: list[Tensor | None],
 ) -> None:
-    """Write the signals of every row into those of the ten entries of ``out`` that are not None.
+    """Write the signals of every row into those of the eleven entries of ``out`` that are not None.
 
     As `row_scores`, except that the stats are [7, N]: m, u (logits, capped), z, r, rest = sum of b_j over all classes
     but the top one + 2 z_loss lse, mu and beta. Of an ignored row rest and beta are 0, of one whose target is outside

@@ -41,12 +41,14 @@ def write_unlabelled(
     k,
     R,
     T,
+    Q,
     scale,
     entropy_ptr,
     lse_ptr,
     confidence_ptr,
     least_confidence_ptr,
     margin_ptr,
+    gini_ptr,
     prediction_ptr,
     ENTROPY: tl.constexpr,
     MARGIN: tl.constexpr,
@@ -65,6 +67,8 @@ def write_unlabelled(
         tl.store(confidence_ptr + row, c, mask=inside)
     if least_confidence_ptr is not None:
         tl.store(least_confidence_ptr + row, r * c, mask=inside)
+    if gini_ptr is not None:
+        tl.store(gini_ptr + row, row_stats.gini(r, z, c, Q), mask=inside)
     if prediction_ptr is not None:
         tl.store(prediction_ptr + row, k.to(tl.int64), mask=inside)
     margin = r
@@ -168,7 +172,7 @@ def _write_labelled(
 
 @triton.jit
 def write_state(row, inside, start, m, u, k, sums, target_ptr, ignore_index, C, N, k_ptr, numbers_ptr, first, smoothed):
-    """Write the record of a slice, see `row_states.py`; sums and smoothed: (R, T, Q) and () or (rest, gap, top)."""
+    """Write the record of a slice, see `row_states.py`; sums and smoothed: (R, T, Q, S) and () or (rest, gap, top)."""
     x_y, found = 0.0, k.to(tl.int64) + first
     if target_ptr is not None:
         y = tl.load(target_ptr + row, mask=inside, other=ignore_index).to(tl.int64)
@@ -202,6 +206,7 @@ def write(
     confidence_ptr,
     least_confidence_ptr,
     margin_ptr,
+    gini_ptr,
     target_margin_ptr,
     prediction_ptr,
     stats_ptr,
@@ -214,8 +219,9 @@ def write(
     if scale is not None:
         T = T * scale[0]
     if first is not None:
+        sums = (R, T, Q, Q)
         write_state(
-            row, inside, start, m, u, k, (R, T, Q), target_ptr, ignore_index, C, N, prediction_ptr, stats_ptr, first, ()
+            row, inside, start, m, u, k, sums, target_ptr, ignore_index, C, N, prediction_ptr, stats_ptr, first, ()
         )
     else:
         u, _, z, r, c, log_c, lse, mu, margin = write_unlabelled(
@@ -226,12 +232,14 @@ def write(
             k,
             R,
             T,
+            Q,
             scale,
             entropy_ptr,
             lse_ptr,
             confidence_ptr,
             least_confidence_ptr,
             margin_ptr,
+            gini_ptr,
             prediction_ptr,
             entropy_ptr is not None,
             (margin_ptr is not None) or (target_margin_ptr is not None),

@@ -43,12 +43,12 @@ def row_scores(
     options: tuple = NO_OPTIONS,  # temperatures [N] or None, temperature, lost, weight [C] or None, z_loss
     first: int | None = None,  # the class of column 0 of a slice, for `row_states.row_states`
 ) -> None:
-    """Write the signals of every row into those of the ten entries of ``out`` that are not None.
+    """Write the signals of every row into those of the eleven entries of ``out`` that are not None.
 
-    They are loss, entropy, grad_norm, lse, confidence, least_confidence, margin, target_margin (each [N] float32),
-    prediction ([N] int64) and the stats of the backward ([6, N] float32: m, u, z, r, miss = 1 - p_y and mu = t c, which
-    is 0 unless the entropy is asked for). An ignored row has 0, a target outside [0, C) NaN in loss, grad_norm,
-    target_margin and miss. What the options are, `option_scores` tells, and what the stats are with them.
+    They are those of `scores.ROW_SIGNALS` (each [N] float32, prediction int64) and the stats of the backward ([6, N]
+    float32: m, u, z, r, miss = 1 - p_y and mu = t c, which is 0 unless the entropy is asked for). An ignored row has 0,
+    a target outside [0, C) NaN in loss, grad_norm, target_margin and miss. What the options are, `option_scores` tells,
+    and what the stats are with them.
     """
     C = rows.shape[2]
     N = rows.shape[0] * rows.shape[1]
@@ -75,7 +75,7 @@ def row_scores(
     states = None
     if N <= FEW and segments >= 4:
         states = torch.empty(N, segments, 4, LANES.value, dtype=torch.float32, device=rows.device)
-        wanted = (out[1] is not None, out[2] is not None)
+        wanted = (out[1] is not None, out[2] is not None or out[7] is not None)
         where = (C // unit, N, B, stride_a, stride_b)
         row_segments[(N * segments,)](rows, states, *where, *options[:3], *layout, *wanted, **LAUNCH)
     long_rows[(N,)](*head, *out, *options, first, states, *layout, triton.next_power_of_2(segments), **LAUNCH)

@@ -43,7 +43,7 @@ def _segment(
     VECTOR: tl.constexpr,
     ALIGNED: tl.constexpr,
     ENTROPY: tl.constexpr,
-    GRAD_NORM: tl.constexpr,
+    SQUARES: tl.constexpr,
 ):
     """The states [LANES] of a segment: its tiles are added up element by element, then every lane by itself."""
     AXIS: tl.constexpr = 1 if ALIGNED else 0
@@ -71,15 +71,15 @@ def _segment(
         Q = tl.fma(e, e, Q)
     R = tl.sum(R, axis=AXIS)
     T = tl.sum(T, axis=AXIS) if ENTROPY else R
-    Q = tl.sum(Q, axis=AXIS) if GRAD_NORM else R
+    Q = tl.sum(Q, axis=AXIS) if SQUARES else R
     return M, R, T, Q
 
 
 @triton.jit
-def _append(M, R, T, Q, W, M2, R2, T2, Q2, segment, scale, ENTROPY: tl.constexpr, GRAD_NORM: tl.constexpr):
+def _append(M, R, T, Q, W, M2, R2, T2, Q2, segment, scale, ENTROPY: tl.constexpr, SQUARES: tl.constexpr):
     """Merge a segment into the running states; W is the segment that a lane's maximum was first met in."""
     W = tl.where((M2 > M) | ((R < 0.5) & (R2 >= 0.5)), segment, W)
-    M, R, T, Q = row_stats.merge(M, R, T, Q, M2, R2, T2, Q2, scale, ENTROPY, GRAD_NORM)
+    M, R, T, Q = row_stats.merge(M, R, T, Q, M2, R2, T2, Q2, scale, ENTROPY, SQUARES)
     return M, R, T, Q, W
 
 
@@ -124,7 +124,7 @@ def row_segments(
     VECTOR: tl.constexpr,
     TAIL: tl.constexpr,
     ENTROPY: tl.constexpr,
-    GRAD_NORM: tl.constexpr,
+    SQUARES: tl.constexpr,
 ):
     """One program computes the states of one segment of a row; `long_rows` merges them: the same bits either way."""
     ALIGNED: tl.constexpr = UNIT > 1
@@ -136,15 +136,15 @@ def row_segments(
     start = row_output.row_start(rows_ptr, row, B, stride_a, stride_b, UNIT, FOLDED)
     scale = row_output.scale(row, row < N, temperature_ptr, temperature, lost) if temperature is not None else None
     if segment < whole:
-        M, R, T, Q = _segment(start, segment, C, scale, TILES, False, VECTOR, ALIGNED, ENTROPY, GRAD_NORM)
+        M, R, T, Q = _segment(start, segment, C, scale, TILES, False, VECTOR, ALIGNED, ENTROPY, SQUARES)
     else:
-        M, R, T, Q = _segment(start, segment, C, scale, max(TAIL, 1), True, VECTOR, ALIGNED, ENTROPY, GRAD_NORM)
+        M, R, T, Q = _segment(start, segment, C, scale, max(TAIL, 1), True, VECTOR, ALIGNED, ENTROPY, SQUARES)
     state = states_ptr + (row * segments + segment) * (4 * LANES) + tl.arange(0, LANES)
     tl.store(state, M)
     tl.store(state + LANES, R)
     if ENTROPY:
         tl.store(state + 2 * LANES, T)
-    if GRAD_NORM:
+    if SQUARES:
         tl.store(state + 3 * LANES, Q)
 
 
@@ -165,6 +165,7 @@ def long_rows(
     confidence_ptr,
     least_confidence_ptr,
     margin_ptr,
+    gini_ptr,
     target_margin_ptr,
     prediction_ptr,
     stats_ptr,
@@ -184,7 +185,7 @@ def long_rows(
     """One program computes one row."""
     ALIGNED: tl.constexpr = UNIT > 1
     ENTROPY: tl.constexpr = entropy_ptr is not None
-    GRAD_NORM: tl.constexpr = grad_norm_ptr is not None
+    SQUARES: tl.constexpr = (grad_norm_ptr is not None) or (gini_ptr is not None)
     C = C * UNIT
     row = tl.program_id(0).to(tl.int64)
     start = row_output.row_start(rows_ptr, row, B, stride_a, stride_b, UNIT, FOLDED)
@@ -198,11 +199,11 @@ def long_rows(
     whole = C // (TILES * LANES * VECTOR)
     if states_ptr is None:
         for segment in range(0, whole):
-            M2, R2, T2, Q2 = _segment(start, segment, C, scale, TILES, False, VECTOR, ALIGNED, ENTROPY, GRAD_NORM)
-            M, R, T, Q, W = _append(M, R, T, Q, W, M2, R2, T2, Q2, segment, scale, ENTROPY, GRAD_NORM)
+            M2, R2, T2, Q2 = _segment(start, segment, C, scale, TILES, False, VECTOR, ALIGNED, ENTROPY, SQUARES)
+            M, R, T, Q, W = _append(M, R, T, Q, W, M2, R2, T2, Q2, segment, scale, ENTROPY, SQUARES)
         if TAIL > 0:
-            M2, R2, T2, Q2 = _segment(start, whole, C, scale, TAIL, True, VECTOR, ALIGNED, ENTROPY, GRAD_NORM)
-            M, R, T, Q, W = _append(M, R, T, Q, W, M2, R2, T2, Q2, whole, scale, ENTROPY, GRAD_NORM)
+            M2, R2, T2, Q2 = _segment(start, whole, C, scale, TAIL, True, VECTOR, ALIGNED, ENTROPY, SQUARES)
+            M, R, T, Q, W = _append(M, R, T, Q, W, M2, R2, T2, Q2, whole, scale, ENTROPY, SQUARES)
     else:
         if TAIL > 0:
             whole += 1
@@ -211,9 +212,9 @@ def long_rows(
             M2, R2, T2, Q2 = tl.load(state), tl.load(state + LANES), R, R
             if ENTROPY:
                 T2 = tl.load(state + 2 * LANES)
-            if GRAD_NORM:
+            if SQUARES:
                 Q2 = tl.load(state + 3 * LANES)
-            M, R, T, Q, W = _append(M, R, T, Q, W, M2, R2, T2, Q2, segment, scale, ENTROPY, GRAD_NORM)
+            M, R, T, Q, W = _append(M, R, T, Q, W, M2, R2, T2, Q2, segment, scale, ENTROPY, SQUARES)
 
     # The tops. The lane that holds the largest logit is read again, without that logit.
     m = tl.max(M, axis=0)
@@ -230,11 +231,11 @@ def long_rows(
     others = lane != owner
     M = tl.where(others, M, row_stats.LOWEST)
     u = row_stats.larger(tl.max(M, axis=0), row_stats.largest(row_stats.largest(x, 1), 0))
-    R, T, Q = row_stats.rescaled(M, R, T, Q, u, scale, ENTROPY, GRAD_NORM)
+    R, T, Q = row_stats.rescaled(M, R, T, Q, u, scale, ENTROPY, SQUARES)
     d, e = row_stats.exp(x - row_stats.reference(u), True, scale)
     R = tl.sum(tl.where(others, R, 0.0), axis=0) + tl.sum(tl.sum(e, axis=1), axis=0)
     T = tl.sum(tl.where(others, T, 0.0), axis=0) + tl.sum(tl.sum(-d * e, axis=1), axis=0) if ENTROPY else R
-    Q = tl.sum(tl.where(others, Q, 0.0), axis=0) + tl.sum(tl.sum(e * e, axis=1), axis=0) if GRAD_NORM else R
+    Q = tl.sum(tl.where(others, Q, 0.0), axis=0) + tl.sum(tl.sum(e * e, axis=1), axis=0) if SQUARES else R
     if prediction_ptr is not None:
         k = _top_column(start, C, m, hit, W, R != R, VECTOR, ALIGNED)
     row_output.write(
@@ -258,6 +259,7 @@ def long_rows(
         confidence_ptr,
         least_confidence_ptr,
         margin_ptr,
+        gini_ptr,
         target_margin_ptr,
         prediction_ptr,
         stats_ptr,

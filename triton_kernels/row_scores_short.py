@@ -27,6 +27,7 @@ def narrow_rows(
     confidence_ptr,
     least_confidence_ptr,
     margin_ptr,
+    gini_ptr,
     target_margin_ptr,
     prediction_ptr,
     stats_ptr,
@@ -90,6 +91,7 @@ def narrow_rows(
         confidence_ptr,
         least_confidence_ptr,
         margin_ptr,
+        gini_ptr,
         target_margin_ptr,
         prediction_ptr,
         stats_ptr,
@@ -117,6 +119,7 @@ def short_rows(
     confidence_ptr,
     least_confidence_ptr,
     margin_ptr,
+    gini_ptr,
     target_margin_ptr,
     prediction_ptr,
     stats_ptr,
@@ -160,7 +163,7 @@ def short_rows(
         R = tl.where(here, tl.sum(e, axis=1)[None, :], R)
         if entropy_ptr is not None:
             T = tl.where(here, tl.sum(e * -d, axis=1)[None, :], T)
-        if grad_norm_ptr is not None:
+        if (grad_norm_ptr is not None) or (gini_ptr is not None):
             Q = tl.where(here, tl.sum(e * e, axis=1)[None, :], Q)
         if prediction_ptr is not None:
             unordered = tl.min(tl.where(x != x, column, COLUMNS), axis=1)
@@ -197,6 +200,7 @@ def short_rows(
         confidence_ptr,
         least_confidence_ptr,
         margin_ptr,
+        gini_ptr,
         target_margin_ptr,
         prediction_ptr,
         stats_ptr,

@@ -1,14 +1,14 @@
 """Rows of which only a slice of the classes is at hand: the state of a slice, how states merge, and their signals.
 
-A state is a record of 6 numbers, 9 under label smoothing, and k; with v the capped logits, over all classes j of the
+A state is a record of 7 numbers, 10 under label smoothing, and k; with v the capped logits, over all classes j of the
 slice but the top one, and b_j = w_j label_smoothing / classes of all slices,
 
-    m, u: the two largest logits, not capped     R = sum e_j     T = sum e_j d_j     Q = sum (slope_j e_j)^2
-    x_y: the target's logit     rest = sum b_j     gap = sum b_j (v_u - v_j)     top = b_k
+    m, u: the two largest logits, not capped     R = sum e_j     T = sum e_j d_j     Q = sum e_j^2
+    S = sum (slope_j e_j)^2     x_y: the target's logit     rest = sum b_j     gap = sum b_j (v_u - v_j)     top = b_k
     with d_j = (v_u - v_j) / temperature     e_j = e^-d_j     slope_j = 1 - tanh^2(x_j / softcap)
 
 k is the class of m, the lowest of equals and the first NaN of a poisoned row, or ~k where the slice holds the target's
-class. Without a second class u is -inf and R, T, Q are 0. NaN and +inf reach every signal through R and m.
+class. Without a second class u is -inf and R, T, Q, S are 0. NaN and +inf reach every signal through R and m.
 """
 
 import triton
@@ -23,8 +23,8 @@ ROWS = 128  # of a program that merges, one a lane (a guess)
 
 
 @triton.jit
-def _moved(u, R, T, Q, rest, v_u, scale, softcap):
-    """R, T and Q of a part relative to v_u, which is no less than its own second, and by how much its gap grows."""
+def _moved(u, R, T, Q, S, rest, v_u, scale, softcap):
+    """R, T, Q and S of a part relative to v_u, which is no less than its own second, and by how much its gap grows."""
     gone = u == -row_stats.INFINITY
     v = tl.where(gone, v_u, row_stats.reference(row_options.capped(u, softcap)[0]))
     d, c = row_stats.exp_difference(v_u, v, scale)
@@ -34,30 +34,30 @@ def _moved(u, R, T, Q, rest, v_u, scale, softcap):
     if rest is not None:  # of masked classes in the target infinite
         away = tl.where(gone & (v_u > row_stats.LOWEST), row_stats.INFINITY, v_u - v)
         growth = rest * tl.where(rest == 0.0, 0.0, away)
-    return R * c, c * tl.fma(R, d, T), Q * (c * c), growth
+    return R * c, c * tl.fma(R, d, T), Q * (c * c), S * (c * c), growth
 
 
 @triton.jit
 def merge(a, b, scale, softcap):
-    """The state of two slices, each (m, u, R, T, Q, k) or these and (rest, gap, top): the larger top wins, the first of
-    equals; the other joins the rest. Here no k is flagged."""
-    SMOOTHED: tl.constexpr = len(a) > 6
+    """The state of two slices, each (m, u, R, T, Q, S, k) or these and (rest, gap, top): the larger top wins, the first
+    of equals; the other joins the rest. Here no k is flagged."""
+    SMOOTHED: tl.constexpr = len(a) > 7
     later = b[0] > a[0]
     m, loser = tl.where(later, b[0], a[0]), tl.where(later, a[0], b[0])
     u = row_stats.larger(loser, tl.where(later, b[1], a[1]))
     v_u = row_stats.reference(row_options.capped(u, softcap)[0])
     slope = row_options.capped(loser, softcap)[1]
-    lost = tl.where(later, a[8], b[8]) if SMOOTHED else None
+    lost = tl.where(later, a[9], b[9]) if SMOOTHED else None
     one = tl.full(m.shape, 1.0, tl.float32)
-    R, T, Q, growth = _moved(a[1], a[2], a[3], a[4], a[6] if SMOOTHED else None, v_u, scale, softcap)
-    R_b, T_b, Q_b, growth_b = _moved(b[1], b[2], b[3], b[4], b[6] if SMOOTHED else None, v_u, scale, softcap)
-    R_l, T_l, Q_l, growth_l = _moved(loser, one, 0.0, slope * slope * one, lost, v_u, scale, softcap)
+    R, T, Q, S, growth = _moved(a[1], a[2], a[3], a[4], a[5], a[7] if SMOOTHED else None, v_u, scale, softcap)
+    R_b, T_b, Q_b, S_b, growth_b = _moved(b[1], b[2], b[3], b[4], b[5], b[7] if SMOOTHED else None, v_u, scale, softcap)
+    R_l, T_l, Q_l, S_l, growth_l = _moved(loser, one, 0.0, one, slope * slope * one, lost, v_u, scale, softcap)
     poisoned_a, poisoned_b = a[2] != a[2], b[2] != b[2]
-    k = tl.where((poisoned_a == 0) & (later | poisoned_b), b[5], a[5])
-    state = (m, u, R + R_b + R_l, T + T_b + T_l, Q + Q_b + Q_l, k)
+    k = tl.where((poisoned_a == 0) & (later | poisoned_b), b[6], a[6])
+    state = (m, u, R + R_b + R_l, T + T_b + T_l, Q + Q_b + Q_l, S + S_b + S_l, k)
     if SMOOTHED:
-        gap = a[7] + growth + b[7] + growth_b + growth_l
-        state += (a[6] + b[6] + lost, gap, tl.where(later, b[8], a[8]))
+        gap = a[8] + growth + b[8] + growth_b + growth_l
+        state += (a[7] + b[7] + lost, gap, tl.where(later, b[9], a[9]))
     return state
 
 
@@ -69,10 +69,10 @@ def _part(numbers_ptr, k_ptr, part, N, row, inside, FIELDS: tl.constexpr):
         numbers += (tl.load(numbers_ptr + (part * FIELDS + i) * N + row, mask=inside, other=0.0),)
     k = tl.load(k_ptr + part * N + row, mask=inside, other=0)
     here = k < 0
-    state = (numbers[0], numbers[1], numbers[2], numbers[3], numbers[4], tl.where(here, ~k, k))
-    if FIELDS > 6:
-        state += (numbers[6], numbers[7], numbers[8])
-    return state, numbers[5], here
+    state = (numbers[0], numbers[1], numbers[2], numbers[3], numbers[4], numbers[5], tl.where(here, ~k, k))
+    if FIELDS > 7:
+        state += (numbers[7], numbers[8], numbers[9])
+    return state, numbers[6], here
 
 
 @triton.jit
@@ -106,10 +106,10 @@ def _merge_states(
     inside = row < N
     scale = row_output.scale(row, inside, temperature_ptr, temperature, lost)
     s, x_y, held = _merged(numbers_ptr, k_ptr, P, N, row, inside, scale, softcap, FIELDS)
-    tl.store(k_out_ptr + row, tl.where(held, ~s[5], s[5]), mask=inside)
-    numbers = (s[0], s[1], s[2], s[3], s[4], x_y)
-    if FIELDS > 6:
-        numbers += (s[6], s[7], s[8])
+    tl.store(k_out_ptr + row, tl.where(held, ~s[6], s[6]), mask=inside)
+    numbers = (s[0], s[1], s[2], s[3], s[4], s[5], x_y)
+    if FIELDS > 7:
+        numbers += (s[7], s[8], s[9])
     row_output.write_stats(out_ptr, row, inside, N, numbers)
 
 
@@ -129,6 +129,7 @@ def _finish_states(
     confidence_ptr,
     least_confidence_ptr,
     margin_ptr,
+    gini_ptr,
     target_margin_ptr,
     prediction_ptr,
     stats_ptr,
@@ -143,13 +144,13 @@ def _finish_states(
     FIELDS: tl.constexpr,
     ROWS: tl.constexpr,
 ):
-    SMOOTHED: tl.constexpr = FIELDS > 6
+    SMOOTHED: tl.constexpr = FIELDS > 7
     SWEPT: tl.constexpr = SMOOTHED and ((weight_ptr is not None) or (softcap is not None))
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     inside = row < N
     scale = row_output.scale(row, inside, temperature_ptr, temperature, lost)
     s, x_y, held = _merged(numbers_ptr, k_ptr, P, N, row, inside, scale, softcap, FIELDS)
-    R, Q = s[2], s[4]
+    R, Q, S = s[2], s[4], s[5]
     m, slope_m = row_options.capped(s[0], softcap)
     u, _ = row_options.capped(s[1], softcap)
     m = row_stats.larger(m, u)  # it may be below by a rounding
@@ -158,15 +159,17 @@ def _finish_states(
         inside,
         m,
         u,
-        s[5],
+        s[6],
         R,
         s[3],
+        Q,
         scale,
         entropy_ptr,
         lse_ptr,
         confidence_ptr,
         least_confidence_ptr,
         margin_ptr,
+        gini_ptr,
         prediction_ptr,
         True,
         True,
@@ -175,7 +178,9 @@ def _finish_states(
     if target_ptr is not None:
         _, known, unknown = row_options.label_of(target_ptr, row, inside, ignore_index, 0, total)
         known, unknown = known & held, tl.where(known, float("nan"), unknown)  # of a class that no slice has
-        x_y, slope_y = row_options.capped(tl.where(held, x_y, s[0]), softcap)
+        x_y = tl.where(held, x_y, s[0])
+        raw_top = x_y == s[0]  # far beyond the cap others have its capped value, but not its slope
+        x_y, slope_y = row_options.capped(x_y, softcap)
         top, gap, e_y, other, miss = row_output.of_label(m, r, c, x_y, scale)
         weight, extra, loss = kept, 0.0, gap + log_c
         if weight_ptr is not None:
@@ -184,9 +189,9 @@ def _finish_states(
         loss *= weight
         rest, beta = tl.where(top, 0.0, weight), weight
         if SMOOTHED:
-            loss += (s[6] + s[8]) * log_c + tl.fma(s[7], scale[0], s[6] * g)
-            rest += s[6]
-            beta += s[6] + s[8]
+            loss += (s[7] + s[9]) * log_c + tl.fma(s[8], scale[0], s[7] * g)
+            rest += s[7]
+            beta += s[7] + s[9]
         if z_loss is not None:
             extra = z_loss * lse
             loss += extra * lse
@@ -198,8 +203,8 @@ def _finish_states(
             if SWEPT:
                 norm = float("nan")
             elif softcap is not None:
-                squares = tl.fma(z * z, Q, tl.fma(slope_m, slope_m, -(e_y * slope_y) * (e_y * slope_y)))
-                others = tl.where(top, z * tl.sqrt(Q), tl.sqrt(tl.maximum(squares, 0.0))) * c
+                squares = tl.fma(z * z, S, tl.fma(slope_m, slope_m, -(e_y * slope_y) * (e_y * slope_y)))
+                others = tl.where(raw_top, z * tl.sqrt(S), tl.sqrt(tl.maximum(squares, 0.0))) * c
                 entry = slope_y * (extra - (weight + extra) * miss)
                 norm = row_stats.hypotenuse(entry, (weight + extra) * others) * scale[0]
             elif SMOOTHED:
@@ -228,13 +233,13 @@ def row_states(
     label_smoothing: float,
     temperature: float | Tensor,  # [N] float32, contiguous
     softcap: float,  # 0: none
-    numbers: Tensor,  # [6 or, under label smoothing, 9, N] float32, contiguous
+    numbers: Tensor,  # [7 or, under label smoothing, 10, N] float32, contiguous
     k: Tensor,  # [N] int64
 ) -> None:
     """Write the state of every row."""
     options = temperature_of(temperature)
     if label_smoothing == 0.0 and softcap == 0.0:
-        out = [None, numbers[3], numbers[4], *[None] * 5, k, numbers]
+        out = [None, numbers[3], numbers[4], *[None] * 6, k, numbers]
         row_scores(rows, labels, ignore_index, out, (*options, None, None), first)
         return
     C = rows.shape[2]
@@ -251,11 +256,11 @@ def row_states(
 
 
 def merge_states(
-    numbers: Tensor,  # [P, 6 or 9, N] float32, contiguous, as `row_states` writes them, in the order of the classes
+    numbers: Tensor,  # [P, 7 or 10, N] float32, contiguous, as `row_states` writes them, in the order of the classes
     k: Tensor,  # [P, N] int64, contiguous
     temperature: float | Tensor,  # [N] float32, contiguous
     softcap: float,
-    out: Tensor,  # [6 or 9, N]
+    out: Tensor,  # [7 or 10, N]
     k_out: Tensor,  # [N]
 ) -> None:
     """Write the state of all slices."""

@@ -150,27 +150,33 @@ def hypotenuse(a, b):
 
 
 @triton.jit
-def rescaled(M, R, T, Q, u, scale, ENTROPY: tl.constexpr, GRAD_NORM: tl.constexpr):
+def rescaled(M, R, T, Q, u, scale, ENTROPY: tl.constexpr, SQUARES: tl.constexpr):
     """The sums of a state relative to u >= M."""
     d, c = exp(M - reference(u), True, scale)
     if ENTROPY:
         T = c * tl.fma(-d, R, T)
-    if GRAD_NORM:
+    if SQUARES:
         Q = c * c * Q
     return R * c, T, Q
 
 
 @triton.jit
-def merge(M, R, T, Q, M2, R2, T2, Q2, scale, ENTROPY: tl.constexpr, GRAD_NORM: tl.constexpr):
+def merge(M, R, T, Q, M2, R2, T2, Q2, scale, ENTROPY: tl.constexpr, SQUARES: tl.constexpr):
     """The state of two disjoint sets of columns; an empty one (M = LOWEST, sums 0) changes nothing."""
     u = tl.maximum(M, M2)
-    R, T, Q = rescaled(M, R, T, Q, u, scale, ENTROPY, GRAD_NORM)
-    R2, T2, Q2 = rescaled(M2, R2, T2, Q2, u, scale, ENTROPY, GRAD_NORM)
+    R, T, Q = rescaled(M, R, T, Q, u, scale, ENTROPY, SQUARES)
+    R2, T2, Q2 = rescaled(M2, R2, T2, Q2, u, scale, ENTROPY, SQUARES)
     if ENTROPY:
         T += T2
-    if GRAD_NORM:
+    if SQUARES:
         Q += Q2
     return u, R + R2, T, Q
+
+
+@triton.jit
+def gini(r, z, c, Q):
+    """1 - sum p^2. As z^2 Q is neither more than r nor than r^2, nothing cancels."""
+    return c * c * tl.fma(r, r + 2.0, -z * z * Q)
 
 
 @triton.jit

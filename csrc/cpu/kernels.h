@@ -21,6 +21,7 @@ struct Segment {
     int64_t k;       // the lowest column of m
     double A;        // sum of u - x_j over all classes but the top one, where a smoothed label asks for it
     int64_t others;  // how many those are
+    double S;        // Q with the squares of the slopes, under a softcap
 };
 
 struct ScoreJob {
@@ -30,6 +31,7 @@ struct ScoreJob {
     std::atomic<int64_t> bad_row;  // the first row whose target is out of range
 
     bool wants(Slot slot) const { return out[slot]; }
+    bool wants_squares() const { return wants(kGradNorm) || wants(kGini); }
     int64_t columns_at_once() const { return kSegment; }
     int64_t segments() const { return (rows.classes + kSegment - 1) / kSegment; }
 };
@@ -63,7 +65,7 @@ struct OptionTerms {
 struct OptionJob : ScoreJob, OptionTerms {
     OptionJob(const Rows& rows, const Targets& targets, void* const* out, const OptionTerms& terms)
         : ScoreJob{rows, targets, out, {INT64_MAX}}, OptionTerms(terms) {}
-    // capped rows are summed in one piece: the sum Q of slopes is not one that can be joined
+    // capped rows are summed in one piece: the sum S of slopes is not one that can be joined
     int64_t columns_at_once() const { return capped() ? rows.classes : kSegment; }
     int64_t segments() const { return capped() ? 1 : ScoreJob::segments(); }
 };

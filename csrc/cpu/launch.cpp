@@ -185,8 +185,8 @@ void complete_states(const StateJob& job) {
         const int64_t column = job.to.k[i], k = targets.first + column;
         job.to.k[i] = targets.data && column_at(targets, classes, i) >= 0 ? ~k : k;
         if (!spread) continue;
-        numbers[6 * count + i] = T(sum - double(spread[column]));
-        numbers[8 * count + i] = spread[column];
+        numbers[7 * count + i] = T(sum - double(spread[column]));
+        numbers[9 * count + i] = spread[column];
     }
 }
 

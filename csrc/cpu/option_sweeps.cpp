@@ -117,6 +117,9 @@ void score_block(OptionJob& job, const Block<T>& block, int64_t i, int count, Sw
     const V<T> wild = load<T>(rows.gap);
     sum_block<T, true>(job, block, load<T>(rows.m), load<T>(rows.u), inverse_of<T>(job, i, count).high, rows, 0);
     store<T>(rows.gap, load<T>(rows.gap) - wild);
+    double squares[n];
+    if (job.wants(kGini)) squares_of(block).each(squares);
+    for (int lane = 0; job.wants(kGini) && lane < n; ++lane) rows.Q[lane] = T(squares[lane] - 1);
     const Entries<T> entries = finish_swept(job, rows, own, i, count);
     if (!job.wants(kGradNorm)) return;
     if (job.targets.data)
@@ -126,7 +129,6 @@ void score_block(OptionJob& job, const Block<T>& block, int64_t i, int count, Sw
             T& e = block.v[y * n + lane];
             e = e == kTopMark ? e : T(kLabelMark);
         }
-    double squares[n];
     square_block<T, true>(job, block, entries.factor, entries.top, entries.label).each(squares);
     T norm[n];
     for (int lane = 0; lane < n; ++lane) norm[lane] = T(std::sqrt(squares[lane]));
@@ -198,6 +200,7 @@ void score_group(OptionJob& job, const Block<T>* blocks, int64_t i, int count, S
     for (int r = 0; r < count; ++r)
         sum_block<T, false>(job, blocks[r], all(rows.m[r]), all(rows.u[r]), all(inverse[r]), rows, r);
     store<T>(rows.gap, load<T>(rows.gap) - wild);
+    for (int r = 0; job.wants(kGini) && r < count; ++r) rows.Q[r] = T(squares_of(blocks[r]).all() - 1);
     const Entries<T> entries = finish_swept(job, rows, own, i, count);
     if (!job.wants(kGradNorm)) return;
     T norm[Simd<T>::kLanes] = {};

@@ -67,8 +67,8 @@ struct Wide {
 template <class T>
 struct SweptRows {
     static constexpr int n = Simd<T>::kLanes;
-    T m[n] = {}, u[n] = {}, highest[n] = {};  // highest: of the logits before they were capped
-    T R[n] = {}, T_sum[n] = {};
+    T m[n] = {}, u[n] = {}, highest[n] = {};   // highest: of the logits before they were capped
+    T R[n] = {}, T_sum[n] = {}, Q[n] = {};     // Q if `gini` is asked for
     T rest[n] = {}, gap[n] = {}, top[n] = {};  // of the target: LinearTarget of row_stats.h, the label left out
 };
 
@@ -143,6 +143,15 @@ void sum_block(const OptionTerms& terms, const Block<T>& block, V<T> m, V<T> u, 
     keep(only, rows.top, 0, 1);
 }
 
+// Q and 1 of each lane, from what sum_block left: its mark of the top squares to 1, as a tied top's e^0 does.
+template <class T>
+Wide<T> squares_of(const Block<T>& block) {
+    static_assert(kTopMark * kTopMark == 1);
+    Wide<T> sum;
+    for (int64_t s = 0; s < block.steps; ++s) sum.add_square(load<T>(block.v + s * Simd<T>::kLanes));
+    return sum;
+}
+
 // The entries beta p_j - b_j of a gradient, the slope left out: those of the top and the label, and for any other class
 // the factor of e^((v - u) / temperature).
 template <class T>
@@ -194,7 +203,7 @@ template <class T>
 Entries<T> finish_swept(OptionJob& job, const SweptRows<T>& rows, const OwnLabels<T>& own, int64_t i, int count) {
     const V<T> infinity = splat<V<T>>(INFINITY), zero{};
     const Inverse<V<T>> inverse = inverse_of<T>(job, i, count);
-    const RowState<V<T>> state{load<T>(rows.m), load<T>(rows.u), load<T>(rows.R), load<T>(rows.T_sum), zero};
+    const RowState<V<T>> state{load<T>(rows.m), load<T>(rows.u), load<T>(rows.R), load<T>(rows.T_sum), load<T>(rows.Q)};
     const Finished<V<T>> f = finish(state, inverse, infinity);
     const auto [mu, margin] = write_unlabelled<T>(job, i, count, f, state);
     LinearTarget<V<T>> t{load<T>(rows.rest), load<T>(rows.gap) * inverse.high, load<T>(rows.top)};

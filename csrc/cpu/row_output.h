@@ -69,6 +69,7 @@ TORCHASSAY_INLINE Unlabelled<T> write_unlabelled(const ScoreJob& job, int64_t i,
     if (job.wants(kLeastConfidence)) write<T>(job.out[kLeastConfidence], i, count, f.r * f.c);
     if (job.wants(kMargin) || job.wants(kTargetMargin)) found.margin = margin_of(f, state, splat<V<T>>(INFINITY));
     if (job.wants(kMargin)) write<T>(job.out[kMargin], i, count, found.margin);
+    if (job.wants(kGini)) write<T>(job.out[kGini], i, count, gini_of(f, state));
     return found;
 }
 

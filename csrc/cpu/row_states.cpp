@@ -45,22 +45,22 @@ TORCHASSAY_INLINE void finish_rows(StateJob& job, const Logits& logits, int64_t 
                                    const RowSums<V<T>>& sums) {
     constexpr int n = Simd<T>::kLanes;
     const int64_t rows = job.rows.count();
-    V<T> Q = sums.Q;
-    if (job.capped()) {  // at a tie the top is in Q
+    V<T> S = sums.Q;
+    if (job.capped()) {  // at a tie the top is in S
         const V<T> x[2] = {sums.m, sums.u};
         V<T> v[2], slope[2];
         softcap_of<T>(job)(x, v, slope);
-        Q = v[0] == v[1] && sums.u != -INFINITY ? Q - slope[0] * slope[0] : Q;
+        S = v[0] == v[1] && sums.u != -INFINITY ? sums.S - slope[0] * slope[0] : sums.S;
     }
     T x_y[n] = {};
     for (int lane = 0; job.targets.data && lane < count; ++lane) {
         const int64_t column = column_at(job.targets, job.rows.classes, i + lane);
         if (column >= 0) x_y[lane] = logits(lane, column);
     }
-    const V<T> numbers[kStateNumbers] = {sums.m, sums.u, sums.R, sums.T, Q, load<T>(x_y)};
+    const V<T> numbers[kStateNumbers] = {sums.m, sums.u, sums.R, sums.T, sums.Q, S, load<T>(x_y)};
     for (int q = 0; q < kStateNumbers; ++q) write<T>(job.to.numbers, q * rows + i, count, numbers[q]);
     if (!job.to.smoothed) return;
-    T* const gap = static_cast<T*>(job.to.numbers) + 7 * rows + i;
+    T* const gap = static_cast<T*>(job.to.numbers) + 8 * rows + i;
     for (int lane = 0; lane < count; ++lane) gap[lane] = T(gap_of<T>(job, logits, lane, sums.m[lane], sums.u[lane]));
 }
 
@@ -68,7 +68,7 @@ template <class T>
 void merge_rows(const FinishJob& job, const States& to, int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
         const Slice s = joined_slices<T>(job, i);
-        const double numbers[kSmoothedNumbers] = {s.m, s.u, s.R, s.T, s.Q, s.x_y, s.rest, s.gap, s.top};
+        const double numbers[kSmoothedNumbers] = {s.m, s.u, s.R, s.T, s.Q, s.S, s.x_y, s.rest, s.gap, s.top};
         for (int q = 0; q < (to.smoothed ? kSmoothedNumbers : kStateNumbers); ++q)
             static_cast<T*>(to.numbers)[q * job.from.count + i] = T(numbers[q]);
         to.k[i] = s.k;

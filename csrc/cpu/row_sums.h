@@ -37,7 +37,7 @@ struct Scaled {
     V<T> inverse;
     TORCHASSAY_INLINE V<T> operator()(V<T> d) const { return d * inverse; }
 };
-// or that of capped logits; Q is then the sum of (slope_j e^d_j)^2, the norm of a gradient by what was capped.
+// or that of capped logits; S is then the sum of (slope_j e^d_j)^2, the norm of a gradient by what was capped.
 template <class T>
 struct Capped {
     static constexpr bool kCapped = true;
@@ -51,18 +51,20 @@ template <class V>
 struct Sums {
     V R{}, T{}, Q{};
     V A{};  // of the differences themselves, neither scaled nor clamped
+    V S{};  // Q with the squares of the slopes
     TORCHASSAY_INLINE void add(const Sums& other) {
         R += other.R;
         T += other.T;
         Q += other.Q;
         A += other.A;
+        S += other.S;
     }
 };
 
-// A row's state, and the sum of u - x_j over all classes but the top one.
+// A row's state, and the sums of u - x_j and, under a softcap, of (slope_j e^d_j)^2 over all classes but the top one.
 template <class V>
 struct RowSums : RowState<V> {
-    V A;
+    V A, S;
 };
 
 // Adds e^d of K vectors d <= 0 to the sums that are wanted. The K are summed from zero first: a lane that holds the
@@ -72,16 +74,19 @@ TORCHASSAY_INLINE void add_exp(Sums<V>& sums, const How& how, V (&d)[K], const V
     V e[K];
     for (int i = 0; i < K; ++i) d[i] = clamp_exponent(how(d[i]));
     exp_fast(d, e);
-    const auto steep = [&](int i) { return How::kCapped ? e[i] * slope[i] : e[i]; };
-    Sums<V> group{e[0], e[0] * d[0], steep(0) * steep(0), V{}};
+    Sums<V> group{e[0], e[0] * d[0], e[0] * e[0]};
     for (int i = 1; i < K; ++i) {
         group.R += e[i];
         if (W::kEntropy) group.T = fused(e[i], d[i], group.T);
-        if (W::kNorm) group.Q = fused(steep(i), steep(i), group.Q);
+        if (W::kNorm) group.Q = fused(e[i], e[i], group.Q);
     }
     sums.R += group.R;
     if (W::kEntropy) sums.T += group.T;
     if (W::kNorm) sums.Q += group.Q;
+    if constexpr (W::kNorm && How::kCapped) {
+        for (int i = 0; i < K; ++i) e[i] *= slope[i], group.S = fused(e[i], e[i], group.S);
+        sums.S += group.S;
+    }
 }
 
 // Adds K vectors of logits, the top class as e^0. Only the first `count` take part in A, which no clamp may touch:
@@ -94,7 +99,7 @@ TORCHASSAY_INLINE void add_logits(Sums<V>& sums, const How& how, V u, const V (&
         how.cap(x, v, slope);
         for (int i = 0; i < K; ++i) {
             d[i] = min_or_second(V{}, v[i] - u);
-            slope[i] = v[i] > u ? V{} : slope[i];  // the top stays out of Q: 1 may be much more than all the rest
+            slope[i] = v[i] > u ? V{} : slope[i];  // the top stays out of S: 1 may be much more than all the rest
         }
     } else {
         for (int i = 0; i < K; ++i) d[i] = min_or_second(V{}, x[i] - u);
@@ -124,7 +129,7 @@ struct TwoLargest {
 // Calls `call` with what a job wants of a row, and how the logits of `count` rows from row i on become exponents.
 template <class T, class Call>
 TORCHASSAY_INLINE auto by_sums(const ScoreJob& job, int64_t, int, const Call& call) {
-    const bool entropy = job.wants(kEntropy), norm = job.wants(kGradNorm);
+    const bool entropy = job.wants(kEntropy), norm = job.wants_squares();
     if (entropy && norm) return call(Wanted<true, true>{}, Unscaled{});
     if (entropy) return call(Wanted<true, false>{}, Unscaled{});
     if (norm) return call(Wanted<false, true>{}, Unscaled{});
@@ -170,7 +175,7 @@ TORCHASSAY_INLINE V logit_of(const OptionJob& job, V x) {
 
 template <class How, class Call>
 TORCHASSAY_INLINE auto by_option_sums(const OptionJob& job, const How& how, const Call& call) {
-    const bool both = job.wants(kEntropy) || job.wants(kGradNorm);
+    const bool both = job.wants(kEntropy) || job.wants_squares();
     if (job.smoothed()) return both ? call(Wanted<true, true, true>{}, how) : call(Wanted<false, false, true>{}, how);
     return both ? call(Wanted<true, true>{}, how) : call(Wanted<false, false>{}, how);
 }
@@ -178,7 +183,7 @@ TORCHASSAY_INLINE auto by_option_sums(const OptionJob& job, const How& how, cons
 // Under options there are both sums or none: that halves the code, and together they cost little.
 template <class T, class Call>
 TORCHASSAY_INLINE auto by_sums(const OptionJob& job, int64_t i, int count, const Call& call) {
-    const bool both = job.wants(kEntropy) || job.wants(kGradNorm);
+    const bool both = job.wants(kEntropy) || job.wants_squares();
     if (!job.capped() && !job.options.temperature.data && job.inverse == 1)
         return by_option_sums(job, Unscaled{}, call);
     const V<T> inverse = inverse_of<T>(job, i, count).high;

@@ -50,17 +50,18 @@ void score_states(Job& job, int64_t begin, int64_t end, const Segment* states) {
                 }
             }
         }
-        T lanes[6][n] = {};
+        T lanes[7][n] = {};
         for (int lane = 0; lane < count; ++lane) {
             const Segment& all = found[lane];
             lanes[0][lane] = T(all.m), lanes[1][lane] = T(all.u);
             lanes[2][lane] = T(all.R), lanes[3][lane] = T(all.T), lanes[4][lane] = T(all.Q);
-            lanes[5][lane] = T(all.A);
+            lanes[5][lane] = T(all.A), lanes[6][lane] = T(all.S);
             if (prediction) prediction[i + lane] = all.R == all.R ? all.k : first_nan(rows[lane], job.rows, all.k);
         }
         const RowSums<V<T>> state{
             {load<T>(lanes[0]), load<T>(lanes[1]), load<T>(lanes[2]), load<T>(lanes[3]), load<T>(lanes[4])},
-            load<T>(lanes[5])};
+            load<T>(lanes[5]),
+            load<T>(lanes[6])};
         finish_rows<T>(job, Logits<In>{rows, 1}, i, count, state);
     }
 }

@@ -64,7 +64,7 @@ TORCHASSAY_INLINE Segment sums_of(const Span<In>& span, const TwoLargest<T>& top
         for (int64_t line = 0; line < count * int64_t(sizeof(In)); line += 64)
             __builtin_prefetch(reinterpret_cast<const char*>(x + j + 4 * columns) + line);
     };
-    F64 R{}, T_sum{}, Q{}, A{};
+    F64 R{}, T_sum{}, Q{}, A{}, S{};
     for (int64_t j = 0; j < columns;) {
         const int64_t stop = j + kFlush < whole ? j + kFlush : whole;
         Sums<V<T>> sums;
@@ -92,9 +92,11 @@ TORCHASSAY_INLINE Segment sums_of(const Span<In>& span, const TwoLargest<T>& top
         R += widened<T>(sums.R);
         if (W::kEntropy) T_sum += widened<T>(sums.T);
         if (W::kNorm) Q += widened<T>(sums.Q);
+        if (W::kNorm && How::kCapped) S += widened<T>(sums.S);
         if (W::kSpread) A += widened<T>(sums.A);
     }
-    Segment state{double(top.m), double(top.u), sum_lanes(R), -sum_lanes(T_sum), sum_lanes(Q), 0, 0, columns - 1};
+    Segment state{double(top.m), double(top.u), sum_lanes(R), -sum_lanes(T_sum), sum_lanes(Q), 0, 0, columns - 1, 0};
+    if (How::kCapped) state.S = sum_lanes(S);
     if (W::kSpread) {
         T rest = 0;  // of the tail: its padding has no part in A
         for (int64_t j = whole; j < columns; ++j) {
@@ -104,10 +106,10 @@ TORCHASSAY_INLINE Segment sums_of(const Span<In>& span, const TwoLargest<T>& top
         state.A = -(sum_lanes(A) + double(rest));
     }
     if (top.u == -INFINITY) {
-        state.R = state.T = state.Q = state.R - state.R;  // 0, or NaN if one was seen
+        state.R = state.T = state.Q = state.S = state.R - state.R;  // 0, or NaN if one was seen
     } else {
         state.R -= 1;  // the top class was clamped to e^0: 1 in R and Q, nothing in T and A, which comes off exactly
-        state.Q -= How::kCapped ? 0 : 1;
+        state.Q -= 1;
     }
     return state;
 }
@@ -156,7 +158,7 @@ TORCHASSAY_INLINE void join(Segment& all, const Segment& next, double inverse) {
     const RowState<double> b{scaled(next.m), scaled(next.u), next.R, next.T, next.Q};
     const RowState<double> both = merge<double>(a, b, INFINITY);
     const double A = u == -INFINITY ? INFINITY : spread_below(u, all) + spread_below(u, next) + (u - loser);
-    all = {m, u, both.R, both.T, both.Q, later ? next.k : all.k, A, all.others + next.others + 1};
+    all = {m, u, both.R, both.T, both.Q, later ? next.k : all.k, A, all.others + next.others + 1, 0};
 }
 
 }  // namespace

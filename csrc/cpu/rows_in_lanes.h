@@ -144,8 +144,9 @@ TORCHASSAY_INLINE RowSums<V<T>> lanes_state(const T* block, int64_t classes, con
     all.add(part);
     // the top class was clamped to e^0: 1 in R and Q, nothing in T and A, which comes off exactly
     const V<T> none = all.R - all.R;  // 0 or NaN
-    const V<T> A = classes == 1 ? V<T>{} : -all.A, Q = How::kCapped ? all.Q : all.Q - 1;
-    return {{top.m, top.u, lone ? none : all.R - 1, lone ? none : -all.T, lone ? none : Q}, A};
+    const V<T> A = classes == 1 ? V<T>{} : -all.A;
+    return {
+        {top.m, top.u, lone ? none : all.R - 1, lone ? none : -all.T, lone ? none : all.Q - 1}, A, lone ? none : all.S};
 }
 
 template <class T, class Job>

@@ -28,7 +28,7 @@ TORCHASSAY_INLINE Slice slice_of(const States& states, int64_t part, int64_t i) 
     const T* at = static_cast<const T*>(states.numbers) + part * numbers * count + i;
     double x[kSmoothedNumbers] = {};
     for (int64_t q = 0; q < numbers; ++q) x[q] = double(at[q * count]);
-    return {x[0], x[1], x[2], x[3], x[4], x[5], x[6], x[7], x[8], states.k[part * count + i]};
+    return {x[0], x[1], x[2], x[3], x[4], x[5], x[6], x[7], x[8], x[9], states.k[part * count + i]};
 }
 
 template <class T>

@@ -11,8 +11,8 @@ TORCHASSAY_DEVICE SliceState<float> load_state(const States& states, int64_t par
     const float* p = static_cast<const float*>(states.numbers) + part * numbers * n + row;
     SliceState<float> s{};
     s.m = simt::load(p), s.u = simt::load(p + n), s.R = simt::load(p + 2 * n), s.T = simt::load(p + 3 * n);
-    s.Q = simt::load(p + 4 * n), s.x_y = simt::load(p + 5 * n);
-    if (states.smoothed) s.rest = simt::load(p + 6 * n), s.gap = simt::load(p + 7 * n), s.top = simt::load(p + 8 * n);
+    s.Q = simt::load(p + 4 * n), s.S = simt::load(p + 5 * n), s.x_y = simt::load(p + 6 * n);
+    if (states.smoothed) s.rest = simt::load(p + 7 * n), s.gap = simt::load(p + 8 * n), s.top = simt::load(p + 9 * n);
     s.k = simt::load(states.k + part * n + row);
     return s;
 }
@@ -31,17 +31,18 @@ static __global__ void __launch_bounds__(kThreads) merge_parts(States states, Op
     if (row >= n) return;
     const SliceState<float> s = merged_state(states, options, row);
     float* p = static_cast<float*>(out.numbers) + row;
-    p[0] = s.m, p[n] = s.u, p[2 * n] = s.R, p[3 * n] = s.T, p[4 * n] = s.Q, p[5 * n] = s.x_y;
-    if (out.smoothed) p[6 * n] = s.rest, p[7 * n] = s.gap, p[8 * n] = s.top;
+    p[0] = s.m, p[n] = s.u, p[2 * n] = s.R, p[3 * n] = s.T, p[4 * n] = s.Q, p[5 * n] = s.S;
+    p[6 * n] = s.x_y;
+    if (out.smoothed) p[7 * n] = s.rest, p[8 * n] = s.gap, p[9 * n] = s.top;
     out.k[row] = s.k;
 }
 
-// Q without the part of a label that is not the top.
-TORCHASSAY_DEVICE float without_label(const OptionsOnDevice& options, const RowState<float>& state,
-                                      const Labelled<float>& l, const Inverse<float>& inverse, float raw_y) {
-    const float e = exp_difference(state.u, l.x_y, state.u - l.x_y, inverse, TORCHASSAY_INFINITY);
-    const float steep = e * capped<true>(options, raw_y).slope;
-    return larger(fused(-steep, steep, state.Q), 0.0f);
+// S without the part of a label that is not the top.
+TORCHASSAY_DEVICE float without_label(const OptionsOnDevice& options, const SliceState<float>& s, float u,
+                                      const Labelled<float>& l, const Inverse<float>& inverse) {
+    const float e = exp_difference(u, l.x_y, u - l.x_y, inverse, TORCHASSAY_INFINITY);
+    const float steep = e * capped<true>(options, s.x_y).slope;
+    return larger(fused(-steep, steep, s.S), 0.0f);
 }
 
 // The task's rows are those of all classes, of which no data are here; its weight is that of each row's target.
@@ -71,14 +72,14 @@ static __global__ void __launch_bounds__(kThreads) finish_parts(OptionTask task,
     const LinearLoss<float> loss = linear_loss(f, t, options.z_loss);
     float norm = 0.0f;
     if (task.out[kGradNorm]) {
-        const bool is_top = l.x_y == m, is_capped = options.softcap > 0.0f;
+        const bool is_top = s.x_y == s.m, is_capped = options.softcap > 0.0f;
         if (states.smoothed && (options.weight || is_capped))
             norm = infinity - infinity;  // the sums would cancel near the target: the slices' gradients give it
         else if (states.smoothed)
             norm =
                 smoothed_norm(f, state, l, options.smoothing, float(task.rows.classes), 2.0f * options.z_loss * f.lse);
         else if (is_capped)
-            norm = capped_norm(options, f, is_top ? s.Q : without_label(options, state, l, inverse, s.x_y), loss, t, l,
+            norm = capped_norm(options, f, is_top ? s.S : without_label(options, s, state.u, l, inverse), loss, t, l,
                                is_top, s.m, s.x_y);
         else
             norm = norm_of(options, f, state, l, weight);

@@ -16,7 +16,7 @@ TORCHASSAY_DEVICE void write_option_row(const OptionTask& task, int64_t row, con
                                         const RowState<float>& state, const Target& target, const Labelled<float>& l,
                                         const LinearLoss<float>& loss, float norm, int prediction) {
     const float mu = entropy_offset(f, state), margin = margin_of(f, state, TORCHASSAY_INFINITY);
-    write_unlabelled(task, row, f, mu, margin, prediction);
+    write_unlabelled(task, row, f, state, mu, margin, prediction);
     float rest = 0.0f, beta = 0.0f;
     if (task.targets.data || task.options.probabilities) {
         rest = select(target.known, loss.rest, target.unknown);

@@ -63,6 +63,7 @@ TORCHASSAY_DEVICE int prediction_of(const Walk<In, kUnit, kLanes>& walk, int lan
 struct TargetSums {
     Sums s;
     float rest, gap;  // of b and of b (u - v) over all classes but the top
+    float S;          // under a softcap of (slope_j e_j)^2 over all classes but the top and the label's
 };
 
 // What the sweeps know of their row.
@@ -76,16 +77,15 @@ struct Sweep {
     float reference;  // u, or where there is none any that is finite
     Scale scale;
 
-    // Under a softcap Q is of (slope_j e_j)^2, over all classes but the top and the label's.
     TORCHASSAY_DEVICE TargetSums sums(bool spread) const {
-        TargetSums all{{0.0f, 0.0f, 0.0f}, 0.0f, 0.0f};
+        TargetSums all{{0.0f, 0.0f, 0.0f}, 0.0f, 0.0f, 0.0f};
         const bool labelled = !options.probabilities;
         for (int step = 0; step < steps; ++step) {
             const Words x = walk.read(step, lane);
             const int first = walk.column(step, lane), left = walk.classes - first;
             float b[kVector<In>] = {};
             if (spread) spread_target(b, options, row, first, walk.classes);
-            TargetSums part{{0.0f, 0.0f, 0.0f}, 0.0f, 0.0f};
+            TargetSums part{{0.0f, 0.0f, 0.0f}, 0.0f, 0.0f, 0.0f};
 #pragma unroll
             for (int i = 0; i < kVector<In>; ++i) {
                 const Capped c = capped<kCapped>(options, element<In>(x, i));
@@ -99,16 +99,19 @@ struct Sweep {
                 const float e = exp_of<Packed<In>::kMend>(d, scale);
                 part.s.R += e;
                 part.s.T = fused(-d, e, part.s.T);
-                const float steep = kCapped && (first + i == k || first + i == y) ? 0.0f : e * c.slope;
-                part.s.Q = fused(steep, steep, part.s.Q);
+                part.s.Q = fused(e, e, part.s.Q);
+                if (!kCapped) continue;
+                const float steep = first + i == k || first + i == y ? 0.0f : e * c.slope;
+                part.S = fused(steep, steep, part.S);
             }
-            all = {
-                {all.s.R + part.s.R, all.s.T + part.s.T, all.s.Q + part.s.Q}, all.rest + part.rest, all.gap + part.gap};
+            const Sums s{all.s.R + part.s.R, all.s.T + part.s.T, all.s.Q + part.s.Q};
+            all = {s, all.rest + part.rest, all.gap + part.gap, all.S + part.S};
         }
         const Sums s = sum<kLanes>(all.s);
-        all.s = {s.R - 1.0f, s.T, kCapped ? s.Q : s.Q - 1.0f};  // the top's e^0, which is exact
+        all.s = {s.R - 1.0f, s.T, s.Q - 1.0f};  // the top's e^0, which is exact
+        if (kCapped) all.S = reduce<kLanes>(all.S, Plus{});
         if (!spread) return all;
-        return {all.s, reduce<kLanes>(all.rest, Plus{}), reduce<kLanes>(all.gap, Plus{})};
+        return {all.s, reduce<kLanes>(all.rest, Plus{}), reduce<kLanes>(all.gap, Plus{}), all.S};
     }
 
     // The root of the sum of (slope_j (beta p_j - b_j))^2. No entry exceeds `bound`, and in its units none of a
@@ -143,13 +146,13 @@ struct Sweep {
     }
 };
 
-// The norm for a label alone under a softcap; Q as in Sweep::sums.
-TORCHASSAY_DEVICE float capped_norm(const OptionsOnDevice& options, const Finished<float>& f, float Q,
+// The norm for a label alone under a softcap; S as in Sweep::sums.
+TORCHASSAY_DEVICE float capped_norm(const OptionsOnDevice& options, const Finished<float>& f, float S,
                                     const LinearLoss<float>& loss, const LinearTarget<float>& t,
                                     const Labelled<float>& l, bool is_top, float raw_top, float raw_y) {
     const float top = top_entry(f.c, f.r, loss.rest, loss.beta, t.top) * capped<true>(options, raw_top).slope;
     const float own = fused(loss.beta, l.e_y * f.c, -t.rest) * capped<true>(options, raw_y).slope;
-    return hypotenuse(hypotenuse(top, is_top ? 0.0f : own), loss.beta * (f.z * f.c) * square_root(Q));
+    return hypotenuse(hypotenuse(top, is_top ? 0.0f : own), loss.beta * (f.z * f.c) * square_root(S));
 }
 
 // From a row to its signals. Lane 0 writes them, if the row is its group's `own`: not beyond the last one.
@@ -160,8 +163,7 @@ TORCHASSAY_DEVICE void sweep_row(const OptionTask& task, const Walk<In, kUnit, k
     const float infinity = TORCHASSAY_INFINITY;
     Target target = look_up(task, walk.row, row);
     target.known = target.known || options.probabilities;
-    const float raw = target.logit;
-    target.logit = capped<kCapped>(options, raw).v;
+    target.logit = capped<kCapped>(options, target.logit).v;
 
     const RowTops tops = tops_of(walk, lane, steps);
     const float m = capped<kCapped>(options, tops.m).v;
@@ -186,10 +188,12 @@ TORCHASSAY_DEVICE void sweep_row(const OptionTask& task, const Walk<In, kUnit, k
     if (task.out[kGradNorm]) {
         if (!kCapped && !options.weight && !options.probabilities)
             norm = smoothed_norm(f, state, l, options.smoothing, float(walk.classes), 2.0f * options.z_loss * f.lse);
-        else if (!spread)
-            norm = capped_norm(options, f, state.Q, loss, t, l, target.y == k, tops.m, raw);
-        else
+        else if (spread)
             norm = sweep.norm(f, loss, t, weight);
+        else {  // the label's logit is read again: no register holds it through the sweeps
+            const float raw = target.y >= 0 ? load_logit(walk.row + target.y) : 0.0f;
+            norm = capped_norm(options, f, sums.S, loss, t, l, target.y == k, tops.m, raw);
+        }
     }
     const int prediction = task.out[kPrediction] ? prediction_of(walk, lane, tops.k, sums.s.R) : tops.k;
     if (lane == 0 && own == row)

@@ -47,13 +47,14 @@ TORCHASSAY_DEVICE void put(const ScoreTask& task, Slot slot, int64_t i, float va
 }
 
 // The signals that need no target.
-TORCHASSAY_DEVICE void write_unlabelled(const ScoreTask& task, int64_t row, const Finished<float>& f, float mu,
-                                        float margin, int prediction) {
+TORCHASSAY_DEVICE void write_unlabelled(const ScoreTask& task, int64_t row, const Finished<float>& f,
+                                        const RowState<float>& state, float mu, float margin, int prediction) {
     put(task, kEntropy, row, f.log_c + mu);
     put(task, kLse, row, f.lse);
     put(task, kConfidence, row, f.c);
     put(task, kLeastConfidence, row, f.r * f.c);
     put(task, kMargin, row, margin);
+    put(task, kGini, row, gini_of(f, state));
     if (task.out[kPrediction]) static_cast<int64_t*>(task.out[kPrediction])[row] = prediction;
 }
 
@@ -63,7 +64,7 @@ TORCHASSAY_DEVICE void write_row(const ScoreTask& task, int64_t row, const RowSt
     const Inverse<float> inverse{1.0f, 0.0f};
     const Finished<float> f = finish(state, inverse, infinity);
     const float mu = entropy_offset(f, state), margin = margin_of(f, state, infinity);
-    write_unlabelled(task, row, f, mu, margin, prediction);
+    write_unlabelled(task, row, f, state, mu, margin, prediction);
     float miss = 0.0f;
     if (task.targets.data) {
         const Labelled<float> l = label(f, target.logit, inverse, infinity);

@@ -7,7 +7,7 @@
 
 namespace torchassay {
 
-// out[kStats] are the numbers of a state, [6, count] or [9, count], out[kPrediction] its k.
+// out[kStats] are the numbers of a state, [7, count] or [10, count], out[kPrediction] its k.
 struct StateTask : OptionTask {
     bool smoothed;
 };
@@ -27,12 +27,13 @@ TORCHASSAY_DEVICE Target look_up(const StateTask& task, const In* start, int64_t
 }
 
 // A slice that is all -inf has no sums, which are what its lanes make of nothing, but a NaN passes.
-TORCHASSAY_DEVICE void write_state(const StateTask& task, int64_t row, const RowState<float>& s,
+TORCHASSAY_DEVICE void write_state(const StateTask& task, int64_t row, const RowState<float>& s, float S,
                                    const LinearTarget<float>& t, const Target& target, int column) {
     const bool none = s.m == -TORCHASSAY_INFINITY;
     const float zero = s.R - s.R;
     const float numbers[kSmoothedNumbers] = {
-        s.m, s.u, none ? zero : s.R, none ? zero : s.T, none ? zero : s.Q, target.logit, t.rest, t.gap, t.top};
+        s.m,   s.u,  none ? zero : s.R, none ? zero : s.T, none ? zero : s.Q, none ? zero : S, target.logit, t.rest,
+        t.gap, t.top};
 #pragma unroll
     for (int q = 0; q < kSmoothedNumbers; ++q)
         if (q < kStateNumbers || task.smoothed) put(task, kStats, q * task.rows.count + row, numbers[q]);
@@ -43,7 +44,7 @@ TORCHASSAY_DEVICE void write_state(const StateTask& task, int64_t row, const Row
 TORCHASSAY_DEVICE void write_row(const StateTask& task, int64_t row, const RowState<float>& sums, const Target& target,
                                  int column) {
     const float T = sums.T * inverse_of(task.options, row).high;  // it comes in units of the logits
-    write_state(task, row, {sums.m, sums.u, sums.R, T, sums.Q}, {0.0f, 0.0f, 0.0f}, target, column);
+    write_state(task, row, {sums.m, sums.u, sums.R, T, sums.Q}, sums.Q, {0.0f, 0.0f, 0.0f}, target, column);
 }
 
 template <bool kCapped, class In, Unit kUnit, int kLanes>
@@ -53,7 +54,7 @@ TORCHASSAY_DEVICE void sweep_row(const StateTask& task, const Walk<In, kUnit, kL
     const Target target = look_up(task, walk.row, row);
     const RowTops tops = tops_of(walk, lane, steps);
     const float u = smaller(capped<kCapped>(options, tops.u).v, capped<kCapped>(options, tops.m).v);
-    // Q leaves out the top alone, whatever the label
+    // S leaves out the top alone, whatever the label
     const Sweep<In, kUnit, kLanes, kCapped> sweep{
         options, walk, row, lane, steps, tops.k, -1, larger(u, kLowest), scale_of(options, row)};
     const TargetSums sums = sweep.sums(task.smoothed);
@@ -61,7 +62,8 @@ TORCHASSAY_DEVICE void sweep_row(const StateTask& task, const Walk<In, kUnit, kL
     if (lane != 0 || own != row) return;
     const float T = sums.s.T * inverse_of(options, row).high;
     const float top = task.smoothed ? spread_entry(options, row, tops.k, walk.classes) : 0.0f;
-    write_state(task, row, {tops.m, tops.u, sums.s.R, T, sums.s.Q}, {sums.rest, sums.gap, top}, target, column);
+    const float S = kCapped ? sums.S : sums.s.Q;
+    write_state(task, row, {tops.m, tops.u, sums.s.R, T, sums.s.Q}, S, {sums.rest, sums.gap, top}, target, column);
 }
 
 template <class In, class Launch>

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from torchassay import checks
-from torchassay.distributed import all_gathered
+from torchassay.distributed import all_gathered, messages_of
 
 
 class Facts(NamedTuple):
@@ -52,14 +52,10 @@ def agreed(function: str, groups: Sequence[dist.ProcessGroup], check: Callable[[
     return counts
 
 
-def sends_from_cpu(group: dist.ProcessGroup) -> bool:
-    return "cpu:" in dist.get_backend_config(group)
-
-
 def _exchanged(numbers: Sequence[int], group: dist.ProcessGroup) -> list[list[int]]:
     """For each of the numbers those of all ranks."""
-    device = "cpu" if sends_from_cpu(group) else dist.get_backend_config(group).partition(":")[0]
-    return all_gathered(torch.tensor(numbers, dtype=torch.int64, device=device), group).t().tolist()
+    mine = torch.tensor(numbers, dtype=torch.int64, device=messages_of(group))
+    return all_gathered(mine, group).t().tolist()
 
 
 def _explained(function: str, error: Exception | None, facts: dict[str, str], group: dist.ProcessGroup) -> Exception:

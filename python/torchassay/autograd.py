@@ -12,7 +12,7 @@ from torchassay.options import Options
 from torchassay.scores import BIT, ROW_BITS, STATS
 
 
-def keep(ctx, signals: int, differentiable: int, outputs: Sequence[Tensor]) -> None:
+def mark_outputs(ctx, signals: int, differentiable: int, outputs: Sequence[Tensor]) -> None:
     """Tell autograd which outputs have a gradient, and remember where those of loss and entropy stand."""
     names = [name for name, bit in BIT.items() if signals & bit & ROW_BITS]
     fixed = [output for name, output in zip(names, outputs, strict=True) if not differentiable & BIT[name]]
@@ -32,7 +32,7 @@ class RowScores(torch.autograd.Function):
     @staticmethod
     def forward(ctx, input, target, dim, ignore_index, signals, differentiable, function, backend):
         *outputs, stats = ops.row_scores(input, target, dim, ignore_index, signals | STATS, function, backend)
-        keep(ctx, signals, differentiable, outputs)
+        mark_outputs(ctx, signals, differentiable, outputs)
         ctx.save_for_backward(input, target, stats)
         ctx.call = dim, ignore_index, function, backend
         return tuple(outputs)
@@ -84,7 +84,7 @@ class OptionScores(torch.autograd.Function):
         *outputs, stats = ops.option_scores(
             input, target, *options, dim, ignore_index, signals | STATS, function, backend
         )
-        keep(ctx, signals, differentiable, outputs)
+        mark_outputs(ctx, signals, differentiable, outputs)
         ctx.save_for_backward(input, target, weight, temperatures, stats)
         ctx.numbers = smoothing, temperature, softcap, z_loss
         ctx.call = dim, ignore_index, function, backend

@@ -10,8 +10,9 @@ from importlib.metadata import version
 from pathlib import Path
 
 import click
+import torch
 
-from torchassay import labels_command
+from torchassay import checks, labels_command, speed, targets
 from torchassay.compare.command import compare
 from torchassay.one_line import OneLine, Stop
 from torchassay.scoring.command import score
@@ -42,7 +43,7 @@ def demo(out: Path, seed: int, epochs: int) -> None:
     start = time.perf_counter()
     _need_demo_extra()
     _need_folder(out)
-    from torchassay import demo, doctor, speed
+    from torchassay import demo, doctor
 
     digits = demo.load(seed)
     click.echo(demo.summary(digits))
@@ -59,7 +60,7 @@ def demo(out: Path, seed: int, epochs: int) -> None:
     contest = demo.contest(out, seed)
     click.echo(f"{contest}\nwritten: {out / 'noise_share.png'}")
     click.echo(f"\nSpeed on this machine ({doctor.machine()})\n")
-    results = _timed(speed, "float32")
+    results = _timed("float32")
     click.echo(f"\nIn five lines ({time.perf_counter() - start:.0f} s in all)\n")
     for number, line in enumerate(demo.closing(digits, found, results), 1):
         click.echo(f"{number}. {line}")
@@ -68,7 +69,7 @@ def demo(out: Path, seed: int, epochs: int) -> None:
 @main.command(short_help="Time five scores at three shapes against PyTorch.")
 @click.option(
     "--dtype",
-    type=click.Choice(("float32", "bfloat16", "float16", "float64")),
+    type=click.Choice(speed.DTYPES),
     default="float32",
     show_default=True,
     help="Of the logits.",
@@ -76,16 +77,14 @@ def demo(out: Path, seed: int, epochs: int) -> None:
 @click.option("--threads", type=click.IntRange(1), help="Torch threads.  [default: torch's own]")
 def bench(dtype: str, threads: int | None) -> None:
     """Time five scores at three shapes against the PyTorch chain and F.cross_entropy; verify them first."""
-    import torch
-
-    from torchassay import doctor, speed
+    from torchassay import doctor
 
     before = torch.get_num_threads()
     if threads:
         torch.set_num_threads(threads)
     try:
         click.echo(f"{doctor.machine()}, {datetime.date.today().isoformat()}\n")
-        _timed(speed, dtype)
+        _timed(dtype)
     finally:
         torch.set_num_threads(before)
 
@@ -100,7 +99,7 @@ def doctor(context: click.Context, trainer: str | None) -> None:
     function that makes one, or one and its training loader: then say what its samplers would stumble over. The exit
     status is 1 if a training would be wrong.
     """
-    from torchassay import checks, doctor, targets
+    from torchassay import doctor
 
     if trainer is None:
         click.echo(doctor.report())
@@ -118,13 +117,11 @@ def doctor(context: click.Context, trainer: str | None) -> None:
     context.exit(any(finding.wrong for finding in findings))
 
 
-main.add_command(labels_command.labels)
-main.add_command(labels_command.select)
+for command in (compare, score, labels_command.labels, labels_command.select):
+    main.add_command(command)
 
 
-def _timed(speed, dtype: str) -> list:
-    import torch
-
+def _timed(dtype: str) -> list[speed.Result]:
     click.echo(speed.HEADER)
     bystanders, results = speed.Bystanders(), []
     for result in speed.measure_all(getattr(torch, dtype)):
@@ -159,10 +156,3 @@ def _need_folder(folder: Path) -> None:
             pass
     except OSError as error:
         raise Stop(f"--out must be a folder that can be written to, got '{folder}' ({error.strerror})") from error
-
-
-main.add_command(compare)
-main.add_command(score)
-
-if __name__ == "__main__":
-    main(prog_name="torchassay")

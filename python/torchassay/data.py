@@ -147,9 +147,7 @@ class Corrupted(Dataset):
             raise checks.InputValueError(f"corrupt: kind must be one of {', '.join(KINDS)}, got {kind!r}")
         if not 0.0 <= fraction <= 1.0:
             raise checks.InputValueError(f"corrupt: fraction must be in [0, 1], got {fraction}")
-        checks.integer("corrupt", "seed", seed)
-        if not -(1 << 63) <= seed < 1 << 64:
-            raise checks.InputValueError(f"corrupt: seed must have 64 bits, got {seed}")
+        checks.seed("corrupt", seed)
         if kind != "labels" and (num_classes is not None or targets is not None):
             raise checks.InputValueError(f"corrupt: num_classes and targets belong to kind 'labels', got {kind!r}")
         self.dataset: Any = dataset  # whose length torch's Dataset does not declare

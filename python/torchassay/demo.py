@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 import torchassay
+from torchassay.colours import BLUE, VERMILLION
+from torchassay.quick_training import BATCH, small_network
 from torchassay.speed import Result, times
 from torchassay.threads import one_thread
 
@@ -25,11 +27,6 @@ CLASSES = 10
 
 _TEST = 360  # a fifth of the 1797 digits
 _FLIPPED_SHARE = 0.2
-_BATCH = 64
-_WIDTH = 128
-_DROPOUT = 0.5  # keeps so small a network from learning the wrong labels by heart
-_RATE = 3e-3
-_BLUE, _VERMILLION = "#0072B2", "#D55E00"  # of Okabe and Ito, told apart by colour-blind readers
 _DPI = 120
 _CONTEST_EPOCHS = 20
 
@@ -87,11 +84,9 @@ def train(digits: Digits, seed: int, epochs: int) -> Findings:
     generator = torch.Generator().manual_seed(seed)
     with one_thread(), torch.random.fork_rng(devices=[]):  # leaves the caller's random numbers alone
         torch.manual_seed(seed)
-        hidden = nn.Linear(digits.images.shape[1], _WIDTH)
-        model = nn.Sequential(hidden, nn.ReLU(), nn.Dropout(_DROPOUT), nn.Linear(_WIDTH, CLASSES))
-        optimizer = torch.optim.AdamW(model.parameters(), lr=_RATE)
+        model, optimizer = small_network(digits.images.shape[1], CLASSES)
         for _ in tqdm(range(epochs), desc="training", unit="epoch"):
-            for batch in torch.randperm(n, generator=generator).split(_BATCH):
+            for batch in torch.randperm(n, generator=generator).split(BATCH):
                 logits = model(digits.images[batch])
                 loss, scores = torchassay.cross_entropy(logits, digits.given[batch], signals=SIGNALS)
                 optimizer.zero_grad()
@@ -150,8 +145,8 @@ def _scatter(digits: Digits, found: Findings, path: Path) -> None:
     figure = Figure(figsize=(8, 5.5), layout="constrained")
     axes = figure.add_subplot()
     looks = (
-        (~flipped, "as it should be", {"color": _BLUE, "marker": "o", "s": 14, "alpha": 0.5, "linewidths": 0}),
-        (flipped, "flipped", {"color": _VERMILLION, "marker": "^", "s": 22, "alpha": 0.75, "linewidths": 0}),
+        (~flipped, "as it should be", {"color": BLUE, "marker": "o", "s": 14, "alpha": 0.5, "linewidths": 0}),
+        (flipped, "flipped", {"color": VERMILLION, "marker": "^", "s": 22, "alpha": 0.75, "linewidths": 0}),
     )
     for mask, name, look in looks:
         axes.scatter(entropy[mask].numpy(), loss[mask].numpy(), label=f"label {name} ({int(mask.sum())})", **look)
@@ -180,9 +175,9 @@ def _worst(digits: Digits, found: Findings, path: Path) -> None:
         place.imshow(digits.images[i].view(8, 8).numpy(), cmap="gray_r", vmin=0, vmax=1)
         loss = found.scores.loss[i].item()
         if digits.flipped[i]:
-            title, color = f"{digits.given[i]} → {digits.true[i]}  ({loss:.1f})", _VERMILLION
+            title, color = f"{digits.given[i]} → {digits.true[i]}  ({loss:.1f})", VERMILLION
         else:
-            title, color = f"{digits.given[i]}, not flipped  ({loss:.1f})", _BLUE
+            title, color = f"{digits.given[i]}, not flipped  ({loss:.1f})", BLUE
         place.set_title(title, color=color, fontsize=10)
         place.set_xticks([])
         place.set_yticks([])
@@ -214,7 +209,7 @@ def contest(folder: Path, seed: int) -> str:
     axes = plots.noise_share(results, figure.add_subplot())
     axes.set_title("Whom Selective-Backprop picks where half of the labels are random")
     figure.savefig(folder / "noise_share.png", dpi=_DPI)
-    share, error = ({run["method"]: of(run) for run in results["runs"]} for of in (_picked_noise, _best_error))
+    share, error = ({each["method"]: of(each) for each in results["runs"]} for of in (_picked_noise, _best_error))
     return (
         f"With half of the labels drawn anew, {share['sb']:.0%} of what Selective-Backprop picks by the loss is "
         f"corrupted, by the entropy {share['sbe']:.0%}; their best test errors are {error['sb']:.1%} and "

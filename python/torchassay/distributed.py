@@ -35,6 +35,16 @@ def cpu_group() -> dist.ProcessGroup | None:
     return _groups[world]
 
 
+def sends_from_cpu(group: dist.ProcessGroup | None) -> bool:
+    """Whether a group's messages can lie on the CPU, where nobody waits for a GPU."""
+    return "cpu:" in dist.get_backend_config(group)
+
+
+def messages_of(group: dist.ProcessGroup | None) -> torch.device:
+    """Where a group's small messages lie: on the CPU if it sends from there."""
+    return torch.device("cpu" if sends_from_cpu(group) else dist.get_backend_config(group).partition(":")[0])
+
+
 def all_gathered(mine: Tensor, group: dist.ProcessGroup | None) -> Tensor:
     """What every rank of the group has, [W, ...], in the order of ranks."""
     everyone = mine.new_empty(dist.get_world_size(group), *mine.shape)

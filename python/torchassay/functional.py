@@ -85,10 +85,11 @@ def score(
 
     Signals: loss = -log p_y; entropy = -sum p log p; grad_norm = the norm of the loss's gradient by the input, whatever
     the options; without any it is ||softmax - onehot||_2, also known as EL2N (Paul et al. 2021, section 2.2) and as the
-    upper bound of Katharopoulos and Fleuret (2018, eq. 20) for the last layer; margin = p_1st - p_2nd; target_margin =
-    p_y - the largest other p; lse, confidence = max p, least_confidence = 1 - max p, prediction = argmax. Of the noisy
-    copies: noisy_entropy = the mean of their entropies; predictive_entropy = the entropy of their mean softmax;
-    mutual_information = what it exceeds that mean by (BALD, Houlsby et al. 2011).
+    upper bound of Katharopoulos and Fleuret (2018, eq. 20) for the last layer; margin = p_1st - p_2nd; gini = 1 -
+    sum p^2, the Gini impurity (Breiman et al. 1984, chapter 4); target_margin = p_y - the largest other p; lse,
+    confidence = max p, least_confidence = 1 - max p, prediction = argmax. Of the noisy copies: noisy_entropy = the mean
+    of their entropies; predictive_entropy = the entropy of their mean softmax; mutual_information = what it exceeds
+    that mean by (BALD, Houlsby et al. 2011).
 
     Example:
         >>> import torch, torchassay as ta

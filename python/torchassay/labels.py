@@ -13,6 +13,7 @@ import numpy as np
 from torch import Tensor
 
 from torchassay import checks
+from torchassay.colours import BLUE, VERMILLION
 from torchassay.memory import SampleMemory
 from torchassay.score_files import Columns, array, columns, read, replacing
 from torchassay.scores import Scores
@@ -25,7 +26,6 @@ IN_SAMPLE = (
 )
 
 _PAGE = (6, 8)  # rows and columns of thumbnails
-_BLUE, _VERMILLION = "#0072B2", "#D55E00"  # of Okabe and Ito, told apart by colour-blind readers
 _DPI = 120
 
 
@@ -288,7 +288,7 @@ def _thumbnails(made: Report, pictures: np.ndarray, path: Path) -> None:
         x, y = place % columns * right, place // columns * down
         image = (pictures[made.order[at]].astype(np.float64) - low) / max(high - low, 1e-12)
         axes.imshow(image, cmap="gray", vmin=0, vmax=1, extent=(x, x + width, y + height, y))
-        color = "black" if "wrong" not in table else (_VERMILLION if table["wrong"][at] else _BLUE)
+        color = "black" if "wrong" not in table else (VERMILLION if table["wrong"][at] else BLUE)
         label = table["given"][at] if "given" in table else made.order[at]
         other = next((f" → {table[name][at]}" for name in ("true", "belief") if name in table), "")
         text = f"{table['rank'][at]}:  {label}{other}"

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from torchassay import ops
-from torchassay.autograd import by_reference, keep, upstream_of
+from torchassay.autograd import by_reference, mark_outputs, upstream_of
 from torchassay.distributed import all_reduced
 from torchassay.options import Options
 from torchassay.slices import Call, finished, refuse_higher
@@ -29,7 +29,7 @@ class LinearScores(torch.autograd.Function):
             return ops.linear_squares(*head, *flat, stats, *how)
 
         outputs, stats = finished(numbers, k, target, Options.of(*flat), call, squares)
-        keep(ctx, call.signals, differentiable, outputs)
+        mark_outputs(ctx, call.signals, differentiable, outputs)
         ctx.save_for_backward(*head, weight, temperatures, stats)
         ctx.call = (smoothing, temperature, softcap, z_loss), columns, call
         return tuple(outputs)

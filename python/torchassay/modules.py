@@ -20,7 +20,8 @@ class CrossEntropyLoss(torch.nn.Module):
         ignore_index, reduction, label_smoothing, dim, signals, temperature, softcap, z_loss, backend: as in
             `torchassay.cross_entropy`.
 
-    ``forward(input, target)`` gives the loss, or with ``signals`` the pair (loss, `Scores`).
+    ``forward(input, target)`` gives the loss, or with ``signals`` the pair (loss, `Scores`), and raises what
+    `torchassay.cross_entropy` raises.
     """
 
     weight: Tensor | None
@@ -63,7 +64,7 @@ class CrossEntropyLoss(torch.nn.Module):
 class Scorer(torch.nn.Module):
     """`torchassay.score` with its options fixed: ``Scorer(("loss", "entropy"))(logits, target)`` gives `Scores`.
 
-    A single name gives a tensor: ``Scorer("entropy")(logits)``.
+    A single name gives a tensor: ``Scorer("entropy")(logits)``. Errors are those of `torchassay.score`.
 
     Args:
         signals: names among `torchassay.SIGNALS`, or one name.

@@ -80,9 +80,7 @@ class FeatureNoise:
         std = STD[kind] if std is None else std
         if not 0.0 <= std < math.inf:
             raise checks.InputValueError(f"FeatureNoise: std must be at least 0 and finite, got {std}")
-        checks.integer("FeatureNoise", "seed", seed)
-        if not -(1 << 63) <= seed < 1 << 64:
-            raise checks.InputValueError(f"FeatureNoise: seed must have 64 bits, got {seed}")
+        checks.seed("FeatureNoise", seed)
         self.std, self.kind, self.relative, self.seed = float(std), kind, relative, seed
         self._modules = _find(model, layers)
         places = {module: place for place, module in enumerate(model.modules())}

@@ -10,8 +10,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from torchassay import checks
-from torchassay.agreement import Facts, agreed, contents, sends_from_cpu
+from torchassay.agreement import Facts, agreed, contents
 from torchassay.backends import choose
+from torchassay.distributed import sends_from_cpu
 from torchassay.options import Options
 from torchassay.vocabulary import Vocabulary, refuse_dtensors
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from torchassay import checks
+from torchassay.colours import BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILLION
 from torchassay.compare import summary
 
 try:
@@ -29,7 +30,6 @@ except ImportError:
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
-BLUE, VERMILLION, GREEN, ORANGE, SKY, PURPLE = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#56B4E9", "#CC79A7"
 COLOURS = (VERMILLION, BLUE, GREEN, ORANGE, SKY, PURPLE)
 DASHES = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (5, 1.2, 1.2, 1.2)))
 MARKERS = "osD^vPX"

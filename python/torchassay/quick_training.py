@@ -18,9 +18,9 @@ from torchassay.score_files import read
 from torchassay.threads import one_thread
 
 FIELDS = {"loss": "mean", "target_margin": "mean", "entropy": "mean", "loss_last": "last of loss"}
+BATCH = 64
 
 _SIGNALS = ("loss", "target_margin", "entropy")
-_BATCH = 64
 _WIDTH = 128
 _DROPOUT = 0.5  # keeps so small a network from learning the wrong labels by heart
 _RATE = 3e-3
@@ -103,11 +103,9 @@ def train(data: Data, epochs: int, seed: int, folds: int = 1) -> dict[str, Tenso
             seen = torch.ones(n, dtype=torch.bool)
             seen[held] = folds == 1
             seen = seen.nonzero()[:, 0]
-            hidden = nn.Linear(x.shape[1], _WIDTH)
-            model = nn.Sequential(hidden, nn.ReLU(), nn.Dropout(_DROPOUT), nn.Linear(_WIDTH, classes))
-            optimizer = torch.optim.AdamW(model.parameters(), lr=_RATE)
+            model, optimizer = small_network(x.shape[1], classes)
             for epoch in range(epochs):
-                for batch in seen[torch.randperm(len(seen), generator=generator)].split(_BATCH):
+                for batch in seen[torch.randperm(len(seen), generator=generator)].split(BATCH):
                     loss, scores = functional.cross_entropy(model(x[batch]), given[batch], signals=_SIGNALS)
                     optimizer.zero_grad()
                     loss.backward()
@@ -120,6 +118,13 @@ def train(data: Data, epochs: int, seed: int, folds: int = 1) -> dict[str, Tenso
             probabilities[held] = _logits(model, x[held]).softmax(-1)
         bar.close()
     return {name: memory[name] for name in FIELDS} | {"pred_probs": probabilities}
+
+
+def small_network(features: int, classes: int) -> tuple[nn.Module, torch.optim.Optimizer]:
+    """A network for [n, features], with one hidden layer, and its optimizer."""
+    hidden = nn.Linear(features, _WIDTH)
+    model = nn.Sequential(hidden, nn.ReLU(), nn.Dropout(_DROPOUT), nn.Linear(_WIDTH, classes))
+    return model, torch.optim.AdamW(model.parameters(), lr=_RATE)
 
 
 def _standardized(x: np.ndarray) -> Tensor:

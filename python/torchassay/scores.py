@@ -17,6 +17,7 @@ ROW_SIGNALS = (  # of the logits as they are: what the op row_scores knows
     "confidence",
     "least_confidence",
     "margin",
+    "gini",
     "target_margin",
     "prediction",
 )

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from torchassay import ops, reference
-from torchassay.autograd import keep, upstream_of
+from torchassay.autograd import mark_outputs, upstream_of
 from torchassay.distributed import all_reduced
 from torchassay.options import Options
 from torchassay.scores import BIT, STATS
@@ -83,7 +83,7 @@ class SliceScores(torch.autograd.Function):
 
         outputs, stats = finished(numbers, k, flat_target, Options.of(*flat), call, squares)
         outputs = [output.view(input.shape[:dim] + input.shape[dim + 1 :]) for output in outputs]
-        keep(ctx, call.signals, differentiable, outputs)
+        mark_outputs(ctx, call.signals, differentiable, outputs)
         ctx.save_for_backward(input, target, weight, temperatures, _shaped(stats, input, dim))
         ctx.call = (smoothing, temperature, softcap, z_loss), dim, call
         return tuple(outputs)

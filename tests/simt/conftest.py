@@ -30,7 +30,7 @@ def compiled(source: Path, program: Path, *defines: str) -> str:
 
 @pytest.fixture(scope="session")
 def host_program(tmp_path_factory) -> Callable[..., Path]:
-    """build("cases.cpp", "ROWS=3") -> the program of tests/simt/cases.cpp compiled with -DROWS=3."""
+    """build("run_cdf.cpp", "ROWS=3") -> the program of tests/simt/run_cdf.cpp compiled with -DROWS=3."""
     probe = tmp_path_factory.mktemp("probe") / "probe.cpp"
     probe.write_text("int main() { void* fiber[5]; return __builtin_setjmp(fiber); }\n")
     if complaint := compiled(probe, probe.with_suffix("")):

@@ -14,6 +14,7 @@ WIDTHS = (1, 7, 31, 300, 1000, 1032, 5000, 9000)
 NAMES = ("nothing", "temperature", "temperatures", "z_loss", "smoothing", "smoothing, z_loss", "smoothing and all")
 NAMES += ("softcap", "softcap and all")
 SLOTS = host_kernels.SLOTS
+LABEL = NUMBERS.index("x_y")  # behind what is of the logits alone
 
 
 @pytest.fixture(scope="session")
@@ -69,7 +70,7 @@ def test_states_are_those_of_the_reference(width, dtype, kernels):
         expected, expected_k = reference.row_states(x.double(), y, wide, 1, first, total, -100)
         assert torch.equal(k, expected_k), name
         assert torch.equal(numbers[:2].double(), expected[:2]), name
-        assert torch.equal(numbers[5, k < 0].double(), expected[5, k < 0]), name
+        assert torch.equal(numbers[LABEL, k < 0].double(), expected[LABEL, k < 0]), name
         softcap = 0 if given.softcap is None else 2.0**-22 * given.softcap / torch.as_tensor(given.temperature).min()
         for i, number in enumerate(NUMBERS[: len(numbers)]):
             if number not in ("m", "u", "x_y"):
@@ -81,7 +82,7 @@ def test_no_target_and_a_target_of_32_bits(kernels):
     x, y = noise(3, 50), torch.tensor([2, 49, 50])
     numbers, k = kernels.states(x, None, 7, 70)
     again, with_target = kernels.states(x, (y + 7).int(), 7, 70)
-    assert torch.equal(k, x.argmax(1) + 7) and torch.equal(numbers[:5], again[:5])
+    assert torch.equal(k, x.argmax(1) + 7) and torch.equal(numbers[:LABEL], again[:LABEL])
     assert torch.equal(with_target, torch.where(torch.tensor([True, True, False]), ~k, k))
 
 
@@ -102,8 +103,8 @@ def test_a_state_has_the_same_bits_anywhere(width, dtype, kernels):
         found.append((kernels.under(**alone).states(x[2:3], y[2:3], 1, width + 1), slice(2, 3)))
         for (numbers, k), at in found:
             here = k < 0
-            assert torch.equal(k, expected[1][at]) and torch.equal(numbers[:5], expected[0][:5, at]), name
-            assert torch.equal(numbers[5:, here], expected[0][5:, at][:, here]), name
+            assert torch.equal(k, expected[1][at]) and torch.equal(numbers[:LABEL], expected[0][:LABEL, at]), name
+            assert torch.equal(numbers[LABEL:, here], expected[0][LABEL:, at][:, here]), name
 
 
 # ---- what is made of them
@@ -201,7 +202,7 @@ def test_masked_slices_take_no_part(lowest, width, kernels):
     for options in ({"temperature": 0.5}, {"weight": weights(total).add(0.5), "z_loss": 0.1}):
         numbers, k = states_of(kernels, x, y, options, slices)
         if lowest == -torch.inf:
-            assert (numbers[::2, 2:5] == 0).all() and (numbers[::2, :2] == lowest).all()
+            assert (numbers[::2, 2:LABEL] == 0).all() and (numbers[::2, :2] == lowest).all()
         found = kernels.under(**of_targets(options, y)).finish(numbers, k, y, total, OF_LABELS)
         check(found, x.clamp(min=-1e30) if lowest > -torch.inf else x, y, options)
 

@@ -16,6 +16,8 @@ from pathlib import Path
 
 import torch
 import triton
+from torchassay.reference.states import NUMBERS, PLAIN
+from torchassay.scores import ROW_SIGNALS
 from torchassay.triton_kernels import (
     cdf,
     draw_scores,
@@ -51,8 +53,8 @@ POINTERS = {
     torch.int32: "*i32",
     torch.int64: "*i64",
 }
-FIVE = 0b001010111  # loss, entropy, grad_norm, confidence, margin
-ALL = 0b1111111111
+SLOTS = (*ROW_SIGNALS, "stats")
+FIVE = ("loss", "entropy", "grad_norm", "confidence", "margin")
 SEED = 2**63 - 5  # of 64 bits
 COLUMNS = (
     *("kernel", "dtype", "target", "registers", "spills", "shared", "wide loads", "products", "instructions"),
@@ -110,14 +112,14 @@ def empty(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     return torch.empty(shape, dtype=dtype, device="meta")
 
 
-def outputs(N: int, signals: int, stats: int) -> list:
+def outputs(N: int, signals: tuple[str, ...], stats: int) -> list:
     """The slots of these signals; ``stats`` numbers a row for the backward."""
-    sizes = [(stats, N) if i == 9 else (N,) for i in range(10)]
-    kinds = [torch.int64 if i == 8 else torch.float32 for i in range(10)]
-    return [empty(*sizes[i], dtype=kinds[i]) if signals >> i & 1 else None for i in range(10)]
+    found = {name: empty(N) for name in SLOTS}
+    found |= {"prediction": empty(N, dtype=torch.int64), "stats": empty(stats, N)}
+    return [found[name] if name in signals else None for name in SLOTS]
 
 
-def scores(dtype: torch.dtype, C: int, N: int, signals: int = FIVE) -> list[tuple]:
+def scores(dtype: torch.dtype, C: int, N: int, signals: tuple[str, ...] = FIVE) -> list[tuple]:
     """The launches of `row_scores`."""
     target, out = empty(N, dtype=torch.int64), outputs(N, signals, 6)
     return launch(row_scores, lambda: row_scores.row_scores(empty(1, N, C, dtype=dtype), target, -100, out))
@@ -152,7 +154,8 @@ def option_grad_launch(dtype: torch.dtype, C: int, options: str, N: int = 65536)
 def states(dtype: torch.dtype, C: int, options: str, N: int = 65536) -> list[tuple]:
     """The launches of `row_states` for a slice; without options they are `row_scores`'."""
     smoothing, softcap = 0.1 if "smoothing" in options else 0.0, 30.0 if "softcap" in options else 0.0
-    numbers, k, target = empty(9 if smoothing else 6, N), empty(N, dtype=torch.int64), empty(N, dtype=torch.int64)
+    numbers = empty(len(NUMBERS) if smoothing else PLAIN, N)
+    k, target = empty(N, dtype=torch.int64), empty(N, dtype=torch.int64)
     rows, weight = empty(1, N, C, dtype=dtype), empty(C) if "weight" in options else None
     call = (rows, target, -100, C, 4 * C, weight, smoothing, 0.7, softcap, numbers, k)
     module = row_states if smoothing or softcap else row_scores
@@ -171,7 +174,7 @@ def finished(fields: int) -> list[tuple]:
     """The launch of `finish_states`."""
     N = 8192
     parts, target = (empty(4, fields, N), empty(4, N, dtype=torch.int64)), empty(N, dtype=torch.int64)
-    call = (*parts, target, -100, 151936, None, 0.1 if fields > 6 else 0.0, 0.7, 0.0, 0.0, outputs(N, FIVE, 7))
+    call = (*parts, target, -100, 151936, None, 0.1 if fields > PLAIN else 0.0, 0.7, 0.0, 0.0, outputs(N, FIVE, 7))
     return launch(row_states, lambda: row_states.finish_states(*call))
 
 
@@ -234,7 +237,7 @@ def numbers(uniform: bool) -> list[tuple]:
 
 
 EVERY = ("fp16", "bf16", "fp32")
-# Every kernel, aligned and not, in these dtypes; five signals unless it says ten.
+# Every kernel, aligned and not, in these dtypes; five signals unless it says all.
 VARIANTS: dict[str, tuple[tuple[str, ...], Callable[[torch.dtype], list[tuple]]]] = {
     "scores 10": (EVERY, lambda dtype: scores(dtype, 10, 65536)),
     "scores 100": (("bf16",), lambda dtype: scores(dtype, 100, 65536)),
@@ -243,7 +246,7 @@ VARIANTS: dict[str, tuple[tuple[str, ...], Callable[[torch.dtype], list[tuple]]]
     "scores 4096": (("bf16",), lambda dtype: scores(dtype, 4096, 65536)),
     "scores 50257": (EVERY, lambda dtype: scores(dtype, 50257, 65536)),
     "scores 151936": (EVERY, lambda dtype: scores(dtype, 151936, 65536)),
-    "scores 151936, all ten": (("bf16",), lambda dtype: scores(dtype, 151936, 65536, ALL)),
+    "scores 151936, all": (("bf16",), lambda dtype: scores(dtype, 151936, 65536, SLOTS)),
     "scores 151936, few rows": (("bf16", "fp32"), lambda dtype: scores(dtype, 151936, 16)),
     "grads 100": (("bf16",), lambda dtype: grads(dtype, 100)),
     "grads 50257": (("bf16",), lambda dtype: grads(dtype, 50257)),
@@ -271,10 +274,10 @@ VARIANTS: dict[str, tuple[tuple[str, ...], Callable[[torch.dtype], list[tuple]]]
     "states 37984": (("bf16", "fp32"), lambda dtype: states(dtype, 37984, "")),
     "states 37984, weight, smoothing": (("bf16",), lambda dtype: states(dtype, 37984, "weight, smoothing")),
     "states 37984, softcap": (("bf16",), lambda dtype: states(dtype, 37984, "softcap")),
-    "states of 4 parts": (("fp32",), lambda _: merged(6)),
-    "states of 4 parts, smoothing": (("fp32",), lambda _: merged(9)),
-    "signals of 4 parts": (("fp32",), lambda _: finished(6)),
-    "signals of 4 parts, smoothing": (("fp32",), lambda _: finished(9)),
+    "states of 4 parts": (("fp32",), lambda _: merged(PLAIN)),
+    "states of 4 parts, smoothing": (("fp32",), lambda _: merged(len(NUMBERS))),
+    "signals of 4 parts": (("fp32",), lambda _: finished(PLAIN)),
+    "signals of 4 parts, smoothing": (("fp32",), lambda _: finished(len(NUMBERS))),
     "linear": (EVERY, lambda dtype: linear(dtype, True)),
     "linear, bias": (("bf16",), lambda dtype: linear(dtype, True, "bias")),
     "linear on Ampere": (("bf16", "fp32"), lambda dtype: linear(dtype, False)),
@@ -419,7 +422,7 @@ def table(found: list[dict]) -> str:
         "# The Triton kernels' machine code",
         "",
         f"Written by `python tests/triton/aot.py --write` with triton {triton.__version__}, without a GPU; the",
-        "tests compare with it. Five signals (loss, entropy, grad_norm, confidence, margin) unless it says ten.",
+        "tests compare with it. Five signals (loss, entropy, grad_norm, confidence, margin) unless it says all.",
         "`spills`: bytes of local memory (sm) or vector registers spilled (gfx). `wide loads`: 128-bit loads, also",
         "those straight into shared memory. `products`: instructions of the matrix units; float32 has none on NVIDIA,",
         "where they would round it to TF32.",

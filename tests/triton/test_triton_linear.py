@@ -10,6 +10,7 @@ from linear_heads import Head, given, gradients, head, upstream_of
 from option_oracle import Case
 from test_linear_cross_entropy import distance, materialised
 from torch import Tensor
+from torchassay.reference.states import NUMBERS
 from torchassay.scores import ROW_SIGNALS
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -190,6 +191,6 @@ def test_no_rows_and_a_slice_of_the_classes():
     torch.testing.assert_close(numbers[0].cpu().double(), x.amax(1), rtol=1e-5, atol=1e-5)
     here = target >= 100
     x_y = x[here.cpu()].gather(1, h.target[here].cpu()[:, None])[:, 0]
-    torch.testing.assert_close(numbers[5][here].cpu().double(), x_y, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(numbers[NUMBERS.index("x_y")][here].cpu().double(), x_y, rtol=1e-5, atol=1e-5)
     empty = scored(head(0, 5, 40))
     assert all(len(value) == 0 for value in empty.values())

@@ -1,13 +1,13 @@
-"""The launchers of options called directly, against formulas in extended precision written apart from the package.
+"""The launchers of options called directly, against the truth in extended precision.
 
 A temperature, a class weight and a z-loss are for the plain kernels (one lane a row up to 32 columns, registers up to
 4096, segments above), all else for one kernel (one tile up to 4096 columns, several above).
 """
 
-import numpy as np
 import oracle
 import pytest
 import torch
+from option_oracle import Case, Truth, truth
 from torch import Tensor
 from torchassay.options import Options
 from torchassay.triton_kernels import row_scores
@@ -17,70 +17,9 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 ROWS = 4
 
 
-def wide(values) -> np.ndarray:
-    return values.detach().cpu().double().numpy().astype(np.longdouble)
-
-
-def exact(x: Tensor, target: Tensor | None, options: Options, upstream=None) -> tuple[dict[str, Tensor], Tensor]:
-    """The signals of finite rows (classes at -inf allowed), and the gradient for upstreams of the loss and the entropy.
-
-    The gradients by the logits l add up to 2 z_loss lse: that gives the top's without a difference.
-    """
-    raw, n = wide(x), np.arange(len(x))
-    classes = raw.shape[1]
-    temperature = options.temperature
-    temperature = wide(temperature)[:, None] if isinstance(temperature, Tensor) else np.longdouble(temperature)
-    k = raw.argmax(1)
-    v, slope = raw, np.ones_like(raw)
-    if options.softcap:
-        v = np.where(np.isinf(raw), raw, options.softcap * np.tanh(raw / options.softcap))
-        slope = 1 / np.cosh(np.minimum(np.abs(raw / options.softcap), 5000)) ** 2
-    a = (v[n, k][:, None] - v) / temperature
-    w = np.exp(-a)
-    w[n, k] = 0
-    r = w.sum(1)
-    c = 1 / (1 + r)
-    log_c = np.log1p(r)
-    lse = v[n, k] / np.broadcast_to(temperature, (len(x), 1))[:, 0] + log_c
-    p = w * c[:, None]
-    a_finite = np.where(np.isinf(a), 0, a)
-    second = np.where(np.arange(classes) == k[:, None], np.inf, a).min(1)
-    mu = (w * a_finite).sum(1) * c
-    found = {
-        "entropy": log_c + mu,
-        "lse": lse,
-        "confidence": c,
-        "least_confidence": r * c,
-        "margin": -np.expm1(-second) * c,
-    }
-    p[n, k] = c
-    weight = np.ones(classes) if options.weight is None else wide(options.weight)
-    smoothing = options.label_smoothing
-    if target is None:
-        b = np.zeros_like(raw)
-    elif target.is_floating_point():
-        b = weight * ((1 - smoothing) * wide(target) + smoothing / classes)
-    else:
-        y = target.cpu().numpy()
-        b = np.broadcast_to(weight * smoothing / classes, raw.shape).copy()
-        b[n, y] += (1 - smoothing) * weight[y]
-        found["target_margin"] = np.where(y == k, found["margin"], np.expm1(-a[n, y]) * c)
-    gap = np.where(b == 0, 0, a)
-    others = b.copy()
-    others[n, k] = 0
-    extra = 2 * options.z_loss * lse
-    beta = b.sum(1) + extra
-    found["loss"] = b.sum(1) * log_c + (b * gap).sum(1) + options.z_loss * lse * lse
-    entry = beta[:, None] * p - b
-    entry[n, k] = 0
-    entry[n, k] = extra - entry.sum(1)
-    found["grad_norm"] = np.sqrt(((slope * entry / temperature) ** 2).sum(1))
-    dx = np.zeros_like(raw)
-    if upstream is not None:
-        gL, gH = (0 if g is None else wide(g)[:, None] for g in upstream)
-        dx = slope / temperature * (gL * entry + gH * p * (a_finite - mu[:, None]))
-    found = {name: torch.from_numpy(np.asarray(value, np.float64)) for name, value in found.items()}
-    return found | {"prediction": torch.from_numpy(k)}, torch.from_numpy(dx.astype(np.float64))
+def exact(x: Tensor, target: Tensor | None, options: Options) -> Truth:
+    """Of finite rows; classes at -inf are allowed."""
+    return truth(x, target, Case(*(getattr(options, name) for name in Case._fields)))
 
 
 def tolerance_of(options: Options, base: float) -> float:
@@ -92,7 +31,7 @@ def tolerance_of(options: Options, base: float) -> float:
 def check(found, x, target, options, base=2e-6):
     tolerance = tolerance_of(options, base)
     largest = (x.float() / torch.as_tensor(options.temperature).reshape(-1, 1)).amax(1).abs().double()
-    expected, _ = exact(x, target, options)
+    expected = exact(x, target, options).signals
     for name, value in found.items():
         if name == "prediction":
             assert torch.equal(value, expected[name])
@@ -108,7 +47,7 @@ def check(found, x, target, options, base=2e-6):
 
 
 def check_gradient(found, x, target, options, upstream, base=2e-6):
-    _, expected = exact(x, target, options, upstream)
+    expected = exact(x, target, options).gradient(*upstream)
     oracle.check_gradient(found, expected, tolerance_of(options, base))
 
 
@@ -225,7 +164,7 @@ def test_masked_classes(name, option_scores, option_grads):
     x[:, 30:] = -torch.inf
     x[3, 1:] = -torch.inf
     y = torch.tensor([3, 39, 35, 0])  # the weight of class 39 is 0
-    found, expected = option_scores(x, y, options), exact(x, y, options)[0]
+    found, expected = option_scores(x, y, options), exact(x, y, options).signals
     if name == "weight, smoothing":
         assert torch.equal(found["loss"], torch.full((ROWS,), torch.inf))
     else:

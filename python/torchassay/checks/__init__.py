@@ -23,6 +23,7 @@ from torchassay.checks.arguments import (
     process_group,
     reduced_by,
     same_device,
+    seed,
     tensor,
 )
 from torchassay.checks.calls import Call, cross_entropy, log_prob, score, signal_of, signals
@@ -65,6 +66,7 @@ __all__ = [
     "regression",
     "same_device",
     "score",
+    "seed",
     "seed_of",
     "signal_of",
     "signals",

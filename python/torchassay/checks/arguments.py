@@ -50,6 +50,13 @@ def integer(function: str, argument: str, value, least: int | None = None) -> No
         raise InputValueError(f"{function}: {argument} must be at least {least}, got {value}")
 
 
+def seed(function: str, value) -> None:
+    """``value`` is an int of 64 bits, with a sign or without."""
+    integer(function, "seed", value)
+    if not -(1 << 63) <= value < 1 << 64:
+        raise InputValueError(f"{function}: seed must have 64 bits, got {value}")
+
+
 def process_group(function: str, group) -> None:
     """``group`` is a process group, or None: this process alone."""
     if group is not None and not isinstance(group, getattr(torch.distributed, "ProcessGroup", ())):

@@ -28,7 +28,7 @@ class Subset(Planned):
     def __init__(self, data, *, batch_size, share: float = 0.5, seed: int = 0):
         if not 0.0 < share <= 1.0:
             raise checks.InputValueError(f"Subset: share must be in (0, 1], got {share}")
-        n = data if isinstance(data, int) else len(data)
+        n = self._samples(data)
         chosen = np.random.default_rng([seed, _TAG]).permutation(n)[: max(1, round(share * n))]
         self._taken = np.isin(np.arange(n), chosen)
         super().__init__(data, batch_size=batch_size, seed=seed)
@@ -72,11 +72,12 @@ class Kind(NamedTuple):
 class Way:
     """A method in a training loop::
 
+    way.start(model, outputs)
     for batch, weight in way.batches(epoch, model, forward):
         inputs, target, index, *_ = batch
         loss, scores = ...
         way.weights(index, scores, weight) * loss ...
-        way.trained(index, scores, model, inputs, ...)
+        way.trained(index, scores, step)
     """
 
     def __init__(self, method: samplers.InStep | samplers.CrossEpoch, setup: Setup):

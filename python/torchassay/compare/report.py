@@ -14,6 +14,7 @@ import numpy as np
 from torchassay import checks, npz, plots
 from torchassay.compare import page, summary
 from torchassay.compare.summary import Interval, Method, Row, Speedup
+from torchassay.score_files import replacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -59,10 +60,10 @@ def write(out: str | os.PathLike) -> tuple[Path, Path]:
     (out / PICTURES).mkdir(exist_ok=True)
     for part in parts:
         if isinstance(part, page.Picture):
-            _replace(out / PICTURES / f"{part.name}.png", part.light)
+            _write(out / PICTURES / f"{part.name}.png", part.light)
     paths = out / "report.md", out / "report.html"
-    _replace(paths[0], page.markdown(title, parts, PICTURES).encode())
-    _replace(paths[1], page.html(title, parts, footer).encode())
+    _write(paths[0], page.markdown(title, parts, PICTURES).encode())
+    _write(paths[1], page.html(title, parts, footer).encode())
     return paths
 
 
@@ -315,8 +316,6 @@ def _speedup(found: Speedup) -> str:
     return f"{factor.mean:.2f}x{half}{some}"
 
 
-def _replace(path: Path, content: bytes) -> None:
-    """Write a file that is there whole or as it was."""
-    fresh = path.with_name(f".{path.name}.tmp")
-    fresh.write_bytes(content)
-    os.replace(fresh, path)
+def _write(path: Path, content: bytes) -> None:
+    with replacing(path) as fresh:
+        fresh.write_bytes(content)

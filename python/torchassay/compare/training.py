@@ -17,7 +17,7 @@ from torchassay import samplers
 from torchassay.compare.data import Batches, Data
 from torchassay.compare.methods import Method, Setup, Step
 from torchassay.samplers.counters import REUSE_BINS
-from torchassay.samplers.scoring import evaluating
+from torchassay.samplers.forwards import evaluating
 
 BUDGETS = ("backprops", "seconds", "epochs")
 SCHEDULES = ("constant", "cosine")

@@ -8,7 +8,7 @@ from typing import Any
 from torchassay import checks
 from torchassay.integrations import ranks, traps
 from torchassay.samplers import CrossEpoch, InStep
-from torchassay.samplers.scoring import index_of
+from torchassay.samplers.forwards import index_of
 
 try:
     import lightning as L

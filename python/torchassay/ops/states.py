@@ -181,7 +181,7 @@ def _finish_states(
 
 
 def _addresses(numbers: Tensor, k: Tensor) -> tuple:
-    """States [P, 6 or 9, N] and [P, N], dense, as csrc/bindings.cpp takes them."""
+    """States [P, 7 or 10, N] and [P, N], dense, as csrc/bindings.cpp takes them."""
     parts, count = k.shape
     return numbers.data_ptr(), k.data_ptr(), parts, count, numbers.dtype == torch.float64, numbers.shape[1] > PLAIN
 

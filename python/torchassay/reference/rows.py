@@ -94,6 +94,7 @@ def unlabelled(s: State, inverse: float | Tensor = 1.0) -> dict[str, Tensor]:
         "confidence": s.c,
         "least_confidence": s.r * s.c,
         "margin": torch.where(s.u == -torch.inf, 1, -torch.expm1(-s.g)) * s.c,
+        "gini": s.c**2 * (s.r * (s.r + 2) - s.z**2 * s.Q),  # z^2 Q is at most r and r^2: nothing cancels
         "prediction": s.k,
         "mu": mu,
     }

@@ -4,7 +4,8 @@ The slices are chunks of the vocabulary of a linear head, or what the ranks of a
 `rows` calls one, with the tops as they are in the input and the sums of `options.Options`: with v the capped logits,
 over all classes of the slice but its top k,
 
-    R = sum e_j     T = sum e_j d_j     Q = sum (slope_j e_j)^2     e_j = e^-d_j, d_j = (v_u - v_j) / temperature
+    R = sum e_j     T = sum e_j d_j     Q = sum e_j^2     S = sum (slope_j e_j)^2
+    e_j = e^-d_j     d_j = (v_u - v_j) / temperature
 
 and of the part of a target that label smoothing spreads over all classes, b_j = w_j label_smoothing / C, of all slices'
 C: rest = sum b_j, gap = sum b_j (v_u - v_j), and top = b_k.
@@ -32,8 +33,9 @@ from torchassay.reference.rows import (
 )
 from torchassay.scores import BIT, ROW_SIGNALS, STATS
 
-NUMBERS = ("m", "u", "R", "T", "Q", "x_y", "rest", "gap", "top")  # of a state, the last three under label smoothing
-PLAIN = 6  # so many without
+# Of a state, the last three under label smoothing.
+NUMBERS = ("m", "u", "R", "T", "Q", "S", "x_y", "rest", "gap", "top")
+PLAIN = 7  # so many without
 
 
 class Slice(NamedTuple):
@@ -44,6 +46,7 @@ class Slice(NamedTuple):
     R: Tensor
     T: Tensor
     Q: Tensor
+    S: Tensor
     x_y: Tensor  # the target's logit, if its class is in the slice
     rest: Tensor
     gap: Tensor
@@ -57,7 +60,7 @@ class Slice(NamedTuple):
         return cls(*numbers, *[nothing] * (len(NUMBERS) - len(numbers)), k)
 
     def flat(self, smoothed: bool) -> tuple[Tensor, Tensor]:
-        """As the ops hand it on: numbers [6 or 9, N] and k [N]."""
+        """As the ops hand it on: numbers [7 or 10, N] and k [N]."""
         return torch.stack(self[: len(NUMBERS) if smoothed else PLAIN]), self.k
 
 
@@ -79,12 +82,12 @@ def row_states(
     k = x.argmax(-1)
     s = state(v, inverse, k)
     at_k = k.unsqueeze(-1)
-    Q = s.Q
+    S = s.Q
     if options.softcap is not None:
         gone = (v == -torch.inf).scatter(-1, at_k, True)
         lone = s.u == -torch.inf
         d = scaled(v - torch.where(lone, 0, s.u).unsqueeze(-1), by_class(inverse))
-        Q = row_sum((torch.where(gone, 0, torch.exp(torch.where(gone, 0, d))) * slope) ** 2)
+        S = row_sum((torch.where(gone, 0, torch.exp(torch.where(gone, 0, d))) * slope) ** 2)
     u = x.scatter(-1, at_k, -torch.inf).amax(-1)
     x_y = rest = gap = top = torch.zeros_like(s.m)
     found = k + first
@@ -101,12 +104,12 @@ def row_states(
         rest = row_sum(b)
         reference = torch.where(s.u == -torch.inf, 0, s.u).unsqueeze(-1)
         gap = row_sum(torch.where(b == 0, 0, b * (reference - v)))
-    flat = Slice(x.gather(-1, at_k).squeeze(-1), u, s.R, s.T, Q, x_y, rest, gap, top, found)
+    flat = Slice(x.gather(-1, at_k).squeeze(-1), u, s.R, s.T, s.Q, S, x_y, rest, gap, top, found)
     return flat.flat(options.label_smoothing > 0)
 
 
 def merge_states(numbers: Tensor, k: Tensor, options: Options) -> tuple[Tensor, Tensor]:
-    """The op `merge_states`: the state of all slices, [P, 6 or 9, N] and [P, N] in the order of their classes."""
+    """The op `merge_states`: the state of all slices, [P, 7 or 10, N] and [P, N] in the order of their classes."""
     parts = [Slice.of(*part) for part in zip(numbers, k, strict=True)]
     return _merged(parts, flattened(options)).flat(len(numbers[0]) > PLAIN)
 
@@ -130,17 +133,17 @@ def _merge(a: Slice, b: Slice, softcap: float | None, inverse: float | Tensor) -
     def distance(to: Tensor) -> Tensor:  # of a second or a top from u, 0 where there is none
         return torch.where(to == -torch.inf, 0, v_u - capped(to, softcap)[0])
 
-    rest, gap, sums = 0, 0, [0, 0, 0]
+    rest, gap, sums = 0, 0, [0, 0, 0, 0]
     top = torch.where(later, a.top, b.top)
     slope = capped(loser, softcap)[1]
     one, nothing = torch.ones_like(m), torch.zeros_like(m)
-    lone = Slice(loser, loser, one, nothing, one * slope * slope, nothing, top, nothing, nothing, a.k)
+    lone = Slice(loser, loser, one, nothing, one, one * slope * slope, nothing, top, nothing, nothing, a.k)
     for part in (a, b, lone):
         raw = distance(part.u)
         d = scaled(raw, inverse)
         c = torch.where(part.u == -torch.inf, 0, torch.exp(-d))
         d = torch.where(c == 0, 0, d)  # that far below, R d may be infinite
-        of_part = (part.R * c, c * (part.T + part.R * d), part.Q * (c * c))
+        of_part = (part.R * c, c * (part.T + part.R * d), part.Q * (c * c), part.S * (c * c))
         sums = [total + more for total, more in zip(sums, of_part, strict=True)]
         rest = rest + part.rest
         away = torch.where(part.u == -torch.inf, torch.inf, raw)  # masked classes that have b
@@ -158,7 +161,7 @@ def _class_of(k: Tensor) -> Tensor:
 
 
 def finish_states(
-    numbers: Tensor,  # [P, 6 or 9, N]
+    numbers: Tensor,  # [P, 7 or 10, N]
     k: Tensor,  # [P, N]
     target: Tensor | None,  # [N], integer
     own: Tensor | None,  # [N], the weights of the targets' classes; 1 if None
@@ -225,8 +228,8 @@ def _norm(
         return torch.full_like(s.r, torch.nan)
     if options.softcap is not None:
         slope_m, slope_y = capped(a.m, options.softcap)[1], capped(a.x_y, options.softcap)[1]
-        left = slope_m**2 + (s.z**2 * s.Q - (e_y * slope_y) ** 2)
-        others = torch.where(top, s.z * torch.sqrt(s.Q), torch.sqrt(left.clamp(min=0))) * s.c
+        left = slope_m**2 + (s.z**2 * a.S - (e_y * slope_y) ** 2)
+        others = torch.where(top, s.z * torch.sqrt(a.S), torch.sqrt(left.clamp(min=0))) * s.c
         return torch.hypot(slope_y * (extra - (weight + extra) * miss), (weight + extra) * others)
     squares = 1 + (s.z**2 * s.Q - e_y**2)  # of all but the label, which is not the top, times (1 + r)^2
     if options.label_smoothing > 0:

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from torchassay import checks
-from torchassay.samplers.cross_epoch import FINISHED, STEP
-from torchassay.samplers.planned import Planned, _array
-from torchassay.samplers.scoring import evaluating, index_of, unwrapped
+from torchassay.samplers.cross_epoch import FINISHED, STEP, index_type
+from torchassay.samplers.forwards import evaluating, index_of, unwrapped
+from torchassay.samplers.planned import Planned, zeros
 from torchassay.scores import Scores
 
 CRITERIA = {"both": ("similarity", "loss"), "similarity": ("similarity",), "loss": ("loss",)}
@@ -176,8 +176,8 @@ class BalanceAware(Planned):
     def _open(self, folder: Path | None) -> None:
         super()._open(folder)
         if self.scheduler == "learned":
-            self._smoothed = _array(folder, "smoothed", self.n, np.int16)
-            self._rescorings = _array(folder, "rescorings", 1, np.int64)  # as many as are due by the last one's epoch
+            self._smoothed = zeros(folder, "smoothed", self.n, np.int16)
+            self._rescorings = zeros(folder, "rescorings", 1, np.int64)  # as many as are due by the last one's epoch
 
     def _ready(self, epoch: int) -> bool:
         return not any(np.isnan(self.memory[name].numpy().min()) for name in self.fields)  # min lets NaN pass
@@ -274,13 +274,13 @@ def highest(values: np.ndarray, count: int, seed: int) -> np.ndarray:
     scores all samples alike, and the first of the data set may be of one class.
     """
     if count == len(values):
-        return np.arange(count, dtype=_index_type(count))
+        return np.arange(count, dtype=index_type(count))
     edge = np.partition(values, len(values) - count)[len(values) - count]
     taken = values > edge
     equal = np.flatnonzero(values == edge)
     np.random.default_rng([seed, _TAG]).shuffle(equal)
     taken[equal[: count - np.count_nonzero(taken)]] = True
-    return np.flatnonzero(taken).astype(_index_type(len(values)))
+    return np.flatnonzero(taken).astype(index_type(len(values)))
 
 
 def weighted_order(weight: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -299,8 +299,4 @@ def weighted_order(weight: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         keys[part] |= np.arange(first, first + len(time), dtype=np.uint64)
     keys.sort()
     keys &= np.uint64(0xFFFFFFFF)
-    return keys.astype(_index_type(n))
-
-
-def _index_type(n: int) -> type:
-    return np.int32 if n < 1 << 31 else np.int64
+    return keys.astype(index_type(n))

@@ -26,6 +26,11 @@ class BatchTrimming(InStep):
 
     max(1, round(p n)) of n samples are kept, halves to even (an assumption: the paper does not say how it rounds); of
     equal values the first samples are. NaN counts as the largest.
+
+    Raises:
+        ValueError: an argument out of range, or both or neither of ``epochs`` and ``p``.
+        TypeError: an argument of another type.
+        RuntimeError: while picking, a schedule by epochs that nobody has told the epoch.
     """
 
     def __init__(

@@ -61,6 +61,10 @@ class CrossEpoch(states.Saved, Sampler):
     torchdata's `StatefulDataLoader` keeps the sampler's state in its own, and loads it when its next iteration begins:
     `epoch` is not known before. With it, a loop that never observes goes on behind what the loader gave. Where its
     ``snapshot_every_n_steps`` is more than 1, take the state after `observe`; `OnlineImportance` needs it to be 1.
+
+    Raises:
+        ValueError: an argument out of range.
+        TypeError: an argument of another type; or, of a sampler that gives weights, a data set that is not `Indexed`.
     """
 
     fields: Mapping[str, str] = {"loss": "last"}  # of the memory
@@ -294,6 +298,11 @@ class Keys(Iterator):
         if clock[POSITION] == clock[BEGUN]:  # nobody observes: what was given is what was trained on
             clock[POSITION] = clock[BEGUN] = max(state["given"], self._sampler.position)
         self._epoch, self._given = state["epoch"], min(state["given"], self._sampler.position)
+
+
+def index_type(n: int) -> type[np.signedinteger[Any]]:
+    """The smaller of the integers that hold n indices."""
+    return np.int32 if n < 1 << 31 else np.int64
 
 
 def _shown(index: np.ndarray) -> str:

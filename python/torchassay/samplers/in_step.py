@@ -11,11 +11,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from torchassay import checks, data
+from torchassay.distributed import messages_of
 from torchassay.functional import score
 from torchassay.samplers import states
 from torchassay.samplers.counters import Counters
 from torchassay.samplers.cross_epoch import CrossEpoch
-from torchassay.samplers.scoring import Forward, default_forward, device_of, evaluating, index_of, rows_of, unwrapped
+from torchassay.samplers.forwards import Forward, default_forward, device_of, evaluating, index_of, rows_of, unwrapped
 from torchassay.scores import SIGNALS, Scores
 
 _LEAST = 2  # samples in a batch
@@ -80,11 +81,15 @@ class InStep(states.Saved):
         seed: a 64-bit int; what is picked depends on it, the step and the sample's place in the global batch alone.
         group: a `torch.distributed.ProcessGroup` whose ranks pick in step. Each picks from its own part of the batch;
             the count that the loss is divided by is that of all. Default: this process alone.
+
+    Raises:
+        ValueError: a seed of more than 64 bits.
+        TypeError: a seed or group of another type.
     """
 
     def __init__(self, needs: tuple[str, ...], *, seed: int = 0, group: dist.ProcessGroup | None = None):
         name = type(self).__name__
-        checks.integer(name, "seed", seed)
+        checks.seed(name, seed)
         checks.process_group(name, group)
         self.needs, self.seed, self.group = needs, seed, group
         self.step = 0
@@ -116,7 +121,8 @@ class InStep(states.Saved):
         """
         values, shape = self._values(scores)
         self._counters.scored(shape.numel())
-        chosen = self._chosen(values, *(self._like(*given, shape) for given in (("index", index), ("mask", mask))))
+        index, mask = self._like("index", index, shape), self._like("mask", mask, shape)
+        chosen = self._chosen(values, index, mask)
         weight, world = chosen.weight, 1
         count = chosen.count
         if not isinstance(count, Tensor):
@@ -381,8 +387,3 @@ def largest(values: Tensor, share: float, mask: Tensor | None) -> Chosen:
     weight = torch.zeros_like(values, dtype=torch.float32)
     weight[order] = (torch.arange(len(values), device=values.device) < kept).float()
     return Chosen(weight, kept)
-
-
-def messages_of(group: dist.ProcessGroup | None) -> torch.device:
-    """Where a group's messages lie."""
-    return torch.device("cpu" if "gloo" in dist.get_backend(group) else "cuda")

@@ -9,6 +9,7 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from torchassay import checks
+from torchassay.samplers.cross_epoch import index_type
 from torchassay.samplers.planned import Planned
 
 _UNSEEN = np.float32(3)  # the score of a sample before its first loss, in nats
@@ -109,15 +110,14 @@ def prune(score: np.ndarray, r: float, rng: np.random.Generator) -> tuple[np.nda
         The samples in random order, and their weights, float32.
     """
     n = len(score)
-    index_type = np.int32 if n < 1 << 31 else np.int64
     # In float32, so that the mean of equal scores is that score and no sample lies below it.
     below = score < np.float32(score.mean(dtype=np.float64))
-    well_learned = np.flatnonzero(below).astype(index_type)
+    well_learned = np.flatnonzero(below).astype(index_type(n))
     rng.shuffle(well_learned)
     kept = int((1 - r) * len(well_learned) + rng.random())
     taken = np.ones(n, bool)
     taken[well_learned[kept:]] = False
     del well_learned
-    order = np.flatnonzero(taken).astype(index_type)
+    order = np.flatnonzero(taken).astype(index_type(n))
     rng.shuffle(order)
     return order, np.where(below[order], np.float32(1 / (1 - r)), np.float32(1))

@@ -28,6 +28,9 @@ class LOW(InStep):
 
     ``count`` is n, however many weights are 0. A gamma that is NaN counts as 0.
 
+    Raises:
+        ValueError: ``lam`` out of range.
+
     Example:
         >>> import torch, torchassay as ta
         >>> ta.samplers.LOW(lam=0.5).pick({"grad_norm": torch.tensor([1.0, 0.0, 1.0, 0.5])}).weight

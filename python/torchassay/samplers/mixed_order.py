@@ -14,8 +14,8 @@ from torch.utils.data import Dataset
 from torchassay import checks
 from torchassay.ensemble import ensemble_score
 from torchassay.noise import FeatureNoise
+from torchassay.samplers.forwards import evaluating, unwrapped
 from torchassay.samplers.planned import Planned
-from torchassay.samplers.scoring import evaluating, unwrapped
 
 LARGEST = 1 << 31  # samples: the sum of two ranks and an index share 64 bits
 FIELDS = {"both": ("loss", "uncertainty"), "loss": ("loss",), "uncertainty": ("uncertainty",)}

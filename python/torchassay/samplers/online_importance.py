@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 from torchassay import checks
 from torchassay.memory import SampleMemory
-from torchassay.samplers.cross_epoch import STEP
+from torchassay.samplers.cross_epoch import STEP, index_type
 from torchassay.samplers.drawn import Drawn
 from torchassay.scores import Scores
 from torchassay.sum_tree import SumTree
@@ -172,7 +172,7 @@ class OnlineImportance(Drawn):
         weight = np.ones(size, np.float32)
         if self._first[0]:
             if self._order is None:
-                self._order = np.arange(self.memory.n, dtype=np.int32 if self.n < 1 << 31 else np.int64)
+                self._order = np.arange(self.memory.n, dtype=index_type(self.n))
                 self._random(0).shuffle(self._order)
             place = self._order[np.arange(k * self.batch_size, k * self.batch_size + size) % self.memory.n]
         else:

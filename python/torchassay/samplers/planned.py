@@ -12,7 +12,7 @@ from torch import Tensor
 
 from torchassay import checks
 from torchassay.memory import SampleMemory
-from torchassay.samplers.cross_epoch import BEGUN, EPOCH, POSITION, STEP, Batch, CrossEpoch
+from torchassay.samplers.cross_epoch import BEGUN, EPOCH, POSITION, STEP, Batch, CrossEpoch, index_type
 from torchassay.scores import Scores
 
 
@@ -22,7 +22,7 @@ class Planned(CrossEpoch):
     plans_from_memory: ClassVar[bool] = True  # False: every process can plan for itself, whatever it has observed
 
     def _start(self, plan_dir: str | os.PathLike | None) -> None:
-        self._index_type = np.int32 if self.n < 1 << 31 else np.int64
+        self._index_type = index_type(self.n)
         folder = self._replicas.folder(plan_dir)
         if folder is None or self._replicas.leader:
             self._open(folder)
@@ -36,9 +36,9 @@ class Planned(CrossEpoch):
 
     def _open(self, folder: Path | None) -> None:
         self.memory = SampleMemory(self.n, self.fields, path=None if folder is None else folder / "memory")
-        self._order = _array(folder, "order", self.n, self._index_type)
-        self._weights = _array(folder, "weights", self.n, np.float32) if self.weighted else None
-        self._length = _array(folder, "length", 1, np.int64)
+        self._order = zeros(folder, "order", self.n, self._index_type)
+        self._weights = zeros(folder, "weights", self.n, np.float32) if self.weighted else None
+        self._length = zeros(folder, "length", 1, np.int64)
 
     # ---- for users
 
@@ -69,9 +69,9 @@ class Planned(CrossEpoch):
         """Random numbers of this epoch alone."""
         return np.random.default_rng([self.seed, self.epoch, *purpose])
 
-    def _shuffled(self, n: int | None = None) -> np.ndarray:
-        """All samples, or the numbers below n, in a random order."""
-        order = np.arange(self.n if n is None else n, dtype=self._index_type)
+    def _shuffled(self) -> np.ndarray:
+        """All samples in a random order."""
+        order = np.arange(self.n, dtype=self._index_type)
         self._random().shuffle(order)
         return order
 
@@ -221,7 +221,7 @@ class Planned(CrossEpoch):
             self._weights[: len(weights)] = weights
 
 
-def _array(folder: Path | None, name: str, n: int, dtype: type) -> np.ndarray:
+def zeros(folder: Path | None, name: str, n: int, dtype: type) -> np.ndarray:
     """Zeros, in memory or mapped from a file that the first process makes."""
     if folder is None:
         return np.zeros(n, dtype)

@@ -31,6 +31,10 @@ class RHOLoss(InStep):
     equal values the first sample is picked; where the loss or the irreducible loss is NaN, as in a memory that never
     saw the sample, it comes last.
 
+    Raises:
+        ValueError: an argument out of range, or an index while picking.
+        TypeError: an argument of another type, or no index while picking.
+
     Example:
         >>> import torch, torchassay as ta
         >>> x, y, holdout = torch.randn(640, 4), torch.randint(3, (640,)), torch.nn.Linear(4, 3)

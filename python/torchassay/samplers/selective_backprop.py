@@ -40,6 +40,10 @@ class SelectiveBackprop(InStep):
         seed, group: as in `InStep`. With a group the window is that of all ranks, which must score equally many
             batches.
 
+    Raises:
+        ValueError: an argument out of range.
+        TypeError: an argument of another type.
+
     Example:
         >>> import torch, torchassay as ta
         >>> picker = ta.samplers.SelectiveBackprop(beta=1.0, signal="entropy", seed=0)

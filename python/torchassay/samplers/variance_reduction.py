@@ -10,9 +10,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from torchassay import checks, data
+from torchassay.distributed import messages_of
 from torchassay.philox import uniforms
-from torchassay.samplers.in_step import SECOND_DRAW, Chosen, InStep, checked_signal, messages_of
-from torchassay.samplers.scoring import Forward, device_of, index_of, rows_of
+from torchassay.samplers.forwards import Forward, device_of, index_of, rows_of
+from torchassay.samplers.in_step import SECOND_DRAW, Chosen, InStep, checked_signal
 from torchassay.scores import Scores
 
 _LARGEST = torch.finfo(torch.float32).max  # of a score, so that sums of squares are finite in float64
@@ -53,6 +54,10 @@ class VarianceReduction(InStep):
     `pick` takes the scored batch as the pool: with the gate open it draws b = max(1, round(n / pool)) of its n samples;
     ``weight`` is w times how often a sample was drawn, and ``count`` is b. With the gate shut everything is picked with
     weight 1. Every batch's scores enter tau.
+
+    Raises:
+        ValueError: an argument out of range.
+        TypeError: an argument of another type.
 
     Example:
         >>> import torch, torchassay as ta

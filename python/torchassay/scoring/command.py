@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from torchassay.one_line import Stop
+from torchassay.scoring.models import DTYPES
 
 
 @click.command(short_help="Score a data set by a model, into Parquet.")
@@ -29,7 +30,7 @@ from torchassay.one_line import Stop
 @click.option("--device", help="cpu, cuda or cuda:N.  [default: a GPU, if there is one]")
 @click.option(
     "--dtype",
-    type=click.Choice(("float32", "bfloat16", "float16", "float64")),
+    type=click.Choice(tuple(DTYPES)),
     help="Of the model's parameters.  [default: as they are]",
 )
 @click.option(

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torchassay import checks
 from torchassay.functional import score
 from torchassay.linear import linear_score
-from torchassay.samplers.scoring import evaluating
+from torchassay.samplers.forwards import evaluating
 from torchassay.scores import LINEAR_SIGNALS, NOISY_SIGNALS, TARGET_SIGNALS, Scores
 from torchassay.scoring import language_models, models
 from torchassay.scoring.batches import IGNORED, TARGETS, TOKENS, BrokenRows, row_ids, tensors
