@@ -66,7 +66,7 @@ def pytest_testnodedown(node):
 
 
 def pytest_terminal_summary(terminalreporter):
-    """Examples that hypothesis made up, kills survived, and each backend's, dtype's and signal's worst relative error."""
+    """Examples of hypothesis, kills survived, and the worst relative error of each backend, dtype and signal."""
     if strategies.RUN:
         terminalreporter.section("made up by hypothesis")
         if strategies.FUZZ:

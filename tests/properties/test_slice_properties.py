@@ -56,7 +56,7 @@ def test_however_the_vocabulary_is_cut(fast_place, x, cuts, merged, data):
 
 @pytest.mark.parametrize("row", [[18.0, 19.0], [18.0, 20.0, 19.0], [-3.0, 18.0, 19.0]])
 def test_a_norm_where_the_cap_makes_tops_of_others(place, row):
-    """Found by tests/properties: of logits beyond nine caps, whose capped values are one, each was taken for the top."""
+    """Of logits beyond nine caps, whose capped values are one, each was taken for the top."""
     x, y, case = torch.tensor(row).repeat(len(row), 1), torch.arange(len(row)), Case(softcap=2.0)
     found = cut_scores(place, x, y, case, [0, 1, len(row)], False)
     torch.testing.assert_close(found.grad_norm.double(), truth(x, y, case).signals["grad_norm"], rtol=4e-6, atol=0)
