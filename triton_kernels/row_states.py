@@ -178,7 +178,9 @@ def _finish_states(
     if target_ptr is not None:
         _, known, unknown = row_options.label_of(target_ptr, row, inside, ignore_index, 0, total)
         known, unknown = known & held, tl.where(known, float("nan"), unknown)  # of a class that no slice has
-        x_y, slope_y = row_options.capped(tl.where(held, x_y, s[0]), softcap)
+        x_y = tl.where(held, x_y, s[0])
+        raw_top = x_y == s[0]  # far beyond the cap others have its capped value, but not its slope
+        x_y, slope_y = row_options.capped(x_y, softcap)
         top, gap, e_y, other, miss = row_output.of_label(m, r, c, x_y, scale)
         weight, extra, loss = kept, 0.0, gap + log_c
         if weight_ptr is not None:
@@ -202,7 +204,7 @@ def _finish_states(
                 norm = float("nan")
             elif softcap is not None:
                 squares = tl.fma(z * z, S, tl.fma(slope_m, slope_m, -(e_y * slope_y) * (e_y * slope_y)))
-                others = tl.where(top, z * tl.sqrt(S), tl.sqrt(tl.maximum(squares, 0.0))) * c
+                others = tl.where(raw_top, z * tl.sqrt(S), tl.sqrt(tl.maximum(squares, 0.0))) * c
                 entry = slope_y * (extra - (weight + extra) * miss)
                 norm = row_stats.hypotenuse(entry, (weight + extra) * others) * scale[0]
             elif SMOOTHED:

@@ -7,12 +7,12 @@ namespace torchassay {
 namespace {
 
 // The norm of the gradient by logits that are capped: `label_norm` with the slopes of the top and of the label, and S
-// in the place of Q.
-template <class T>
+// in the place of Q. The label is the top where its logit is: far beyond the cap others have the same capped value, but
+// not the slope.
+template <class T, class Mask>
 TORCHASSAY_INLINE V<T> capped_norm(const Finished<V<T>>& f, const RowSums<V<T>>& s, const Labelled<V<T>>& l,
-                                   V<T> weight, V<T> extra, V<T> slope_m, V<T> slope_y) {
+                                   V<T> weight, V<T> extra, V<T> slope_m, V<T> slope_y, Mask top) {
     const V<T> beta = weight + extra, steep = f.z * f.z, zero{};
-    const auto top = l.x_y == f.m;
     const V<T> S = s.u == f.m ? s.S - slope_m * slope_m : s.S;  // of a tie one is the top
     const V<T> left = slope_m * slope_m + (steep * S - l.e_y * l.e_y * slope_y * slope_y);
     const V<T> others = top ? f.z * square_root(S) : square_root(left < 0 ? zero : left);
@@ -27,6 +27,7 @@ TORCHASSAY_INLINE void finish_target(OptionJob& job, int64_t i, int count, RowSu
     const V<T> infinity = splat<V<T>>(INFINITY), zero{};
     const Inverse<V<T>> inverse = inverse_of<T>(job, i, count);
     V<T> slope[3];  // of the top, the second and the label
+    const auto top = own.x_y == state.m;
     if (job.capped()) {
         const V<T> x[3] = {state.m, state.u, own.x_y};
         V<T> v[3];
@@ -50,7 +51,7 @@ TORCHASSAY_INLINE void finish_target(OptionJob& job, int64_t i, int count, RowSu
             if (job.swept())
                 norm = splat<V<T>>(T(NAN));
             else if (job.capped())
-                norm = capped_norm<T>(f, state, l, own.weight, extra, slope[0], slope[2]);
+                norm = capped_norm<T>(f, state, l, own.weight, extra, slope[0], slope[2], top);
             else if (job.smoothed())
                 norm = smoothed_norm(f, state, l, splat<V<T>>(T(job.options.label_smoothing)),
                                      splat<V<T>>(T(job.rows.classes)), extra);

@@ -72,7 +72,7 @@ static __global__ void __launch_bounds__(kThreads) finish_parts(OptionTask task,
     const LinearLoss<float> loss = linear_loss(f, t, options.z_loss);
     float norm = 0.0f;
     if (task.out[kGradNorm]) {
-        const bool is_top = l.x_y == m, is_capped = options.softcap > 0.0f;
+        const bool is_top = s.x_y == s.m, is_capped = options.softcap > 0.0f;
         if (states.smoothed && (options.weight || is_capped))
             norm = infinity - infinity;  // the sums would cancel near the target: the slices' gradients give it
         else if (states.smoothed)

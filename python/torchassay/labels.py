@@ -195,7 +195,8 @@ def _signals(found: Columns, given: np.ndarray | None, probabilities: np.ndarray
         else:
             loss = next((found.numbers(name) for name in ("loss_last", "loss") if name in found), None)
             if loss is not None:
-                known["self_confidence"] = np.exp(-loss)
+                with np.errstate(over="ignore"):  # a loss may be no -log p, and far below 0
+                    known["self_confidence"] = np.exp(-loss)
     return {name: known[name] for name in BY if name in known}
 
 

@@ -233,7 +233,10 @@ class SampleMemory:
                 shutil.rmtree(fresh)
                 if not (path / DESCRIPTION).exists():  # no other process was faster: something else is in the way
                     raise
-        found = json.loads((path / DESCRIPTION).read_text())
+        try:
+            found = json.loads((path / DESCRIPTION).read_text(encoding="utf-8"))
+        except (ValueError, RecursionError):
+            found = "another file"
         if found != described:
             raise checks.InputValueError(f"SampleMemory: path must hold a memory of {described}, got {found}")
         for name, start in self._start.items():

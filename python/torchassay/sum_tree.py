@@ -318,7 +318,7 @@ def _mapped(path: Path) -> np.memmap:
         try:
             version = np.lib.format.read_magic(file)
             shape, _, dtype = np.lib.format.read_array_header_1_0(file)
-        except ValueError:
+        except Exception:  # whatever the bytes made of NumPy's reader
             raise checks.InputValueError(f"{expected}, got another file") from None
         first, size = file.tell(), os.fstat(file.fileno()).st_size
     if version != (1, 0) or dtype != np.float64 or len(shape) != 1 or shape[0] < 1:

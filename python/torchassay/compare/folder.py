@@ -44,7 +44,7 @@ class Folder:
             expected = "a new folder, or one to go on in (--resume)"
             raise checks.InputValueError(f"compare: out must be {expected}, got '{self.path}' with a comparison in it")
         if written.exists():
-            self.results = json.loads(written.read_text(encoding="utf-8"))
+            self.results = checks.json_object("compare", written, about=dict, runs=list)
             before = self.results["about"]
             for name in _LIKE:
                 if before.get(name) != about[name]:

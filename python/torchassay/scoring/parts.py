@@ -89,7 +89,7 @@ class Folder:
         if (self.path / RUN).exists():
             self.same_run(about)
             if not resume:
-                self._refuse()
+                self._refuse(about["parts"])
         elif any(self.path.glob("*.parquet")):
             expected = f"an empty folder or one with {RUN}"
             raise checks.InputValueError(f"{self.function}: out must be {expected}, got '{self.path}' with other parts")
@@ -104,15 +104,14 @@ class Folder:
                 expected = f"as it was in the run in '{self.path}', {_shown(before.get(name))}"
                 raise checks.InputValueError(f"{self.function}: {name} must be {expected}, got {_shown(about[name])}")
 
-    def _refuse(self) -> None:
-        parts = self.about()["parts"]
+    def _refuse(self, parts: int) -> None:
         done = parts - len(self.missing(range(parts)))
         state = "it is whole" if done == parts else f"{done} of {parts} parts: go on with resume"
         got = f"'{self.path}' with this run in it ({state})"
         raise checks.InputValueError(f"{self.function}: out must be a new folder, got {got}")
 
     def about(self) -> dict:
-        return json.loads((self.path / RUN).read_text(encoding="utf-8"))
+        return checks.json_object(self.function, self.path / RUN, parts=int)
 
     def part(self, number: int) -> Path:
         return self.path / f"part-{number:05d}.parquet"
