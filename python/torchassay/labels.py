@@ -15,8 +15,9 @@ from torch import Tensor
 from torchassay import checks
 from torchassay.colours import BLUE, VERMILLION
 from torchassay.memory import SampleMemory
-from torchassay.score_files import Columns, array, columns, read, replacing
+from torchassay.score_files import Columns, array, columns, read
 from torchassay.scores import Scores
+from torchassay.whole_files import replacing
 
 BY = {"loss": -1, "self_confidence": 1, "target_margin": 1}  # -1: the largest are the most suspicious
 IN_SAMPLE = (

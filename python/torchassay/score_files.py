@@ -6,7 +6,7 @@ import contextlib
 import csv
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -232,14 +232,3 @@ def mean(paths: Sequence[str | os.PathLike], by: str, per_class: bool = False) -
                 raise found.error(f"{found.where}: column '{name}' must be that of {where}, got {got}")
         total = total + values
     return Mean(index, total / len(paths), given)
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A name to write a file under, which then takes the place of ``path`` at once, or goes if writing failed."""
-    fresh = path.with_name(f".{os.getpid()}.{path.name}")
-    try:
-        yield fresh
-        os.replace(fresh, path)
-    finally:
-        fresh.unlink(missing_ok=True)

@@ -14,7 +14,7 @@ import numpy as np
 from torchassay import checks, npz, plots
 from torchassay.compare import page, summary
 from torchassay.compare.summary import Interval, Method, Row, Speedup
-from torchassay.score_files import replacing
+from torchassay.whole_files import replacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

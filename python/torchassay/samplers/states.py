@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from torchassay import checks
+from torchassay.whole_files import meant_for, replacing
 
 INLINE_BYTES = 1_000_000  # tensors of more bytes in all go to a file beside
 _DIGEST = hashlib.sha256().digest_size  # of the checksum at the end of a file
 _ZIP_END = 22  # bytes of what ends torch's files, which are zip archives
-_LEFT_OVER = re.compile(r"\.[0-9a-f]{16}|(\.[0-9a-f]{16})?\.\d+\.partial")  # behind the name: of saves before
 
 
 class Live(Mapping):
@@ -55,6 +55,7 @@ def save(path: str | os.PathLike, state: dict) -> None:
     ends with its own checksum: torch does not look at those inside.
     """
     path, beside = Path(path), None
+    path.parent.mkdir(parents=True, exist_ok=True)
     tensors: dict[str, Tensor] = {}
     small = _taken_out(state, tensors)
     if sum(tensor.nbytes for tensor in tensors.values()) <= INLINE_BYTES:
@@ -63,11 +64,14 @@ def save(path: str | os.PathLike, state: dict) -> None:
         large = _bytes(tensors)
         checksum = hashlib.sha256(large).hexdigest()
         beside = path.with_name(f"{path.name}.{checksum[:16]}")
-        _write(beside, large)
+        with replacing(beside) as fresh:
+            fresh.write_bytes(large)
         data = _bytes({"state": small, "beside": beside.name, "checksum": checksum})
-    _write(path, data, hashlib.sha256(data).digest())
+    with replacing(path) as fresh, fresh.open("wb") as file:
+        file.writelines((data, hashlib.sha256(data).digest()))
+    of_saves_before = re.compile(re.escape(path.name) + r"(\.[0-9a-f]{16})?")
     for other in path.parent.iterdir():
-        if _LEFT_OVER.fullmatch(other.name.removeprefix(path.name)) and other != beside:
+        if of_saves_before.fullmatch(meant_for(other) or other.name) and other not in (path, beside):
             other.unlink(missing_ok=True)
 
 
@@ -190,13 +194,3 @@ def _bytes(value: Any) -> memoryview:
     buffer = io.BytesIO()
     torch.save(value, buffer)
     return buffer.getbuffer()
-
-
-def _write(path: Path, *parts: memoryview | bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    with open(partial, "wb") as file:
-        file.writelines(parts)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)

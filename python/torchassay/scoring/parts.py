@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from torchassay import checks
+from torchassay import checks, whole_files
 from torchassay.score_files import RUN
 
 if TYPE_CHECKING:
@@ -84,8 +83,7 @@ class Folder:
         self.path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=self.path):
             pass
-        for partial in self.path.glob(".*.partial"):
-            partial.unlink(missing_ok=True)
+        whole_files.clear(self.path)
         if (self.path / RUN).exists():
             self.same_run(about)
             if not resume:
@@ -94,7 +92,8 @@ class Folder:
             expected = f"an empty folder or one with {RUN}"
             raise checks.InputValueError(f"{self.function}: out must be {expected}, got '{self.path}' with other parts")
         else:
-            self._whole(RUN, lambda path: path.write_text(json.dumps(about, indent=1), encoding="utf-8"))
+            with whole_files.replacing(self.path / RUN) as path:
+                path.write_text(json.dumps(about, indent=1), encoding="utf-8")
 
     def same_run(self, about: dict) -> None:
         """Raise unless the run in the folder is this one."""
@@ -135,26 +134,8 @@ class Folder:
 
         metadata = {f"torchassay.{name}": _shown(value) for name, value in facts.items()}
         table = table.replace_schema_metadata(metadata)
-        self._whole(self.part(number).name, lambda path: parquet.write_table(table, path, compression="zstd"))
-
-    def _whole(self, name: str, fill: Callable[[Path], object]) -> None:
-        """Under another name first, on the disk, then under its own."""
-        partial = self.path / f".{name}.{uuid.uuid4().hex}.partial"
-        try:
-            fill(partial)
-            _sync(partial)
-            partial.replace(self.path / name)
-            _sync(self.path)
-        finally:
-            partial.unlink(missing_ok=True)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        with whole_files.replacing(self.part(number)) as path:
+            parquet.write_table(table, path, compression="zstd")
 
 
 def _shown(value: Any) -> str:
