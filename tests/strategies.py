@@ -15,7 +15,7 @@ from option_oracle import Case
 from torch import Tensor
 
 FUZZ = bool(os.environ.get("TORCHASSAY_FUZZ"))
-MORE = 18  # times as many examples under TORCHASSAY_FUZZ, other ones in every run: over 20,000 in all
+MORE = 20  # times as many examples under TORCHASSAY_FUZZ, other ones in every run: over 20,000 in all
 RUN = Counter()  # examples run in this session, by test
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 EXTREMES = (0.0, 1.0, -1.0, 80.0, -80.0, 1e4, -1e4, -300.0, 0.125, 104.0)

@@ -80,6 +80,7 @@ def test_signals_stay_in_their_ranges_and_agree_with_each_other(fast_place, batc
         assert (getattr(s, name) >= 0).all(), name
     assert (s.confidence <= 1).all() and (s.least_confidence <= 1).all() and (s.margin <= 1).all()
     assert (s.confidence * alive * ulp >= 1).all()
+    assert (s.gini >= 0).all() and (s.gini <= (1 - 1 / alive.double()) * ulp).all()
     assert (s.entropy <= alive.double().log() * ulp + 1e-37).all()
     assert (s.grad_norm <= math.sqrt(2) * ulp).all()
     assert (s.target_margin.abs() <= s.margin.where(s.prediction == y, s.confidence) * ulp).all()

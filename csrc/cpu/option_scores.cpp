@@ -101,9 +101,6 @@ void finish_states(FinishJob& job, int64_t begin, int64_t end) {
             const Slice s = joined_slices<T>(job, i + lane);
             const double numbers[kSmoothedNumbers] = {s.m, s.u, s.R, s.T, s.Q, s.S, s.x_y, s.rest, s.gap, s.top};
             for (int q = 0; q < kSmoothedNumbers; ++q) lanes[q][lane] = T(numbers[q]);
-            const CappedNumber top = capped_at(job, s.m);
-            if (job.capped() && capped_at(job, s.u).v == top.v)
-                lanes[5][lane] += T(top.slope * top.slope);  // finish_target leaves the top out of S at a tie
             here[lane] = s.k < 0;
             if (auto* prediction = static_cast<int64_t*>(job.out[kPrediction])) prediction[i + lane] = class_of(s.k);
         }
@@ -121,6 +118,12 @@ void finish_states(FinishJob& job, int64_t begin, int64_t end) {
         }
         V<T> x[kSmoothedNumbers];
         for (int q = 0; q < kSmoothedNumbers; ++q) x[q] = load<T>(lanes[q]);
+        if (job.capped()) {  // finish_target leaves the top out of S at a tie
+            const V<T> tops[2] = {x[0], x[1]};
+            V<T> v[2], slope[2];
+            softcap_of<T>(job)(tops, v, slope);
+            x[5] += v[0] == v[1] ? slope[0] * slope[0] : V<T>{};
+        }
         const RowSums<V<T>> state{{x[0], x[1], x[2], x[3], x[4]}, V<T>{}, x[5]};
         finish_target<T>(job, i, count, state, own, {x[7], x[8], x[9]});
     }

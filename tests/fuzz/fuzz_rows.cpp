@@ -16,6 +16,7 @@ void look_at(const RowsCase& given, void* const* out, int64_t row, double eps) {
     if (out[kEntropy]) EXPECT(read(kEntropy) >= 0 && read(kEntropy) <= most * (1 + eps) + eps);
     if (out[kConfidence]) EXPECT(read(kConfidence) <= 1 && read(kConfidence) * given.rows.classes >= 1 - eps);
     if (out[kLeastConfidence]) EXPECT(read(kLeastConfidence) >= 0 && read(kLeastConfidence) <= 1);
+    if (out[kGini]) EXPECT(read(kGini) >= 0 && read(kGini) <= 1 - (1 - eps) / double(given.rows.classes) + eps);
     if (out[kMargin]) EXPECT(read(kMargin) >= 0 && read(kMargin) <= 1);
 }
 

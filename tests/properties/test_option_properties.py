@@ -44,12 +44,14 @@ def test_scores_under_any_options_are_the_oracles(fast_place, x, data):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("row", [[18.0, 19.0], [19.0, 18.0], [18.0, 20.0, 19.0], [-3.0, 18.0, 19.0], [83.6875, 81.375]])
-def test_a_norm_where_the_cap_makes_tops_of_others(fast_place, row, dtype):
+def test_a_norm_where_the_cap_makes_tops_of_others(place, row, dtype):
     """Found by the test above: of logits beyond nine caps, whose capped values are one, each was taken for the top."""
+    if dtype == torch.float64 and not place.double:
+        return
     x = torch.tensor(row, dtype=dtype).repeat(len(row), 1)
     y, case = torch.arange(len(row)), Case(softcap=2.0)
-    here = {"signals": ROW_SIGNALS, "backend": fast_place.backend, **keywords(case, fast_place)}
-    found = ta.score(x.to(fast_place.device), y.to(fast_place.device), **here).cpu()
+    here = {"signals": ROW_SIGNALS, "backend": place.backend, **keywords(case, place)}
+    found = ta.score(x.to(place.device), y.to(place.device), **here).cpu()
     exact = truth(x, y, case).signals["grad_norm"]
     flushed = 1e-19 if dtype == torch.float32 else 0.0  # squares that underflow
     torch.testing.assert_close(found.grad_norm.double(), exact, rtol=4e-6, atol=flushed)
