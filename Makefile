@@ -7,7 +7,7 @@ SOURCES := setup.py CMakeLists.txt $(wildcard csrc/*.* csrc/*/*.*)
 CPP := $(wildcard csrc/*.* csrc/*/*.* tests/*/*.h tests/*/*.cpp)
 PY := setup.py python triton_kernels tests benchmarks
 
-.PHONY: demo test test-integrations packaging matrix docs stress sanitize counts bench lint types format gpu browser clean
+.PHONY: demo test test-integrations packaging matrix docs stress fuzz sanitize counts bench lint types format gpu browser clean
 
 demo: $(VENV)/built
 	$(BIN)/torchassay demo
@@ -26,6 +26,13 @@ sanitize: $(VENV)/built
 # Instructions of the CPU kernels against benchmarks/results/counts.md; needs valgrind.
 counts: $(VENV)/built
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python tests/native/counts.py
+
+# Over 20,000 examples in the property tests, other ones in every run, counted at the end. Then, where there is clang,
+# libFuzzer on the native entry points for SECONDS, under AddressSanitizer and UBSan: compiling takes minutes, once.
+SECONDS ?= 120
+fuzz: $(VENV)/built
+	TORCHASSAY_FUZZ=1 $(BIN)/pytest -n auto --dist load tests/properties tests/test_properties.py tests/test_hostile_files.py
+	PATH="$(abspath $(BIN)):$$PATH" tests/fuzz/run $(SECONDS)
 
 # The adapters against the trainers and engines themselves, on the CPU; blocks of the docs that need them.
 test-integrations: $(VENV)/integrated

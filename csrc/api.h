@@ -6,7 +6,7 @@ namespace torchassay {
 
 enum class Dtype : int { kFloat32 = 0, kFloat64 = 1, kBfloat16 = 2, kFloat16 = 3 };
 
-// The order of torchassay.scores.ROW_SIGNALS; kStats are the six numbers a row that the backward needs.
+// The order of torchassay.scores.ROW_SIGNALS; kStats are the numbers a row that the backward needs.
 enum Slot : int {
     kLoss,
     kEntropy,

@@ -12,6 +12,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 import oracle
 import pytest
+import strategies
 from places import PLACES, Place
 
 
@@ -54,16 +55,24 @@ def pytest_sessionfinish(session):
     """A process of several hands over what it saw."""
     if hasattr(session.config, "workeroutput"):
         session.config.workeroutput["worst"] = [[*key, error] for key, error in oracle.WORST.items()]
+        session.config.workeroutput["examples"] = dict(strategies.RUN)
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node):
+    strategies.RUN.update(getattr(node, "workeroutput", {}).get("examples", {}))
     for *key, error in getattr(node, "workeroutput", {}).get("worst", ()):
         oracle.WORST[tuple(key)] = max(oracle.WORST.get(tuple(key), 0.0), error)
 
 
 def pytest_terminal_summary(terminalreporter):
-    """Kills that were survived, and the worst relative error that any test saw for each backend, dtype and signal."""
+    """Examples of hypothesis, kills survived, and the worst relative error of each backend, dtype and signal."""
+    if strategies.RUN:
+        terminalreporter.section("made up by hypothesis")
+        if strategies.FUZZ:
+            for name, count in sorted(strategies.RUN.items()):
+                terminalreporter.line(f"{count:>6} {name}")
+        terminalreporter.line(f"{strategies.RUN.total()} examples in {len(strategies.RUN)} tests")
     properties = [pair for report in terminalreporter.stats.get("passed", ()) for pair in report.user_properties]
     if kills := sum(count for name, count in properties if name == "kills"):
         terminalreporter.line(f"kills survived: {kills}")

@@ -98,13 +98,14 @@ def test_sigkill(tmp_path, reports):  # noqa: F811
         assert process.wait() == -signal.SIGKILL
     before = json.loads((out / "results.json").read_text())["runs"]
     assert not before[-1]["done"] or len(before) < 3
-    (out / "results.json.1.partial").write_text("{")
+    for name in (f".partial-{32 * '0'}-results.json", f"runs/.partial-{32 * '1'}-sb.0.npz"):
+        (out / name).write_text("{")
     again = CliRunner().invoke(main, ["compare", *arguments, "--out", str(out), "--resume"])
     whole = CliRunner().invoke(main, ["compare", *arguments, "--out", str(tmp_path / "whole")])
     assert again.exit_code == whole.exit_code == 0, again.output
     found = [json.loads((tmp_path / name / "results.json").read_text()) for name in ("killed", "whole")]
     assert without_seconds(found[0]) == without_seconds(found[1])
-    assert not list(out.rglob("*.partial"))
+    assert not list(out.rglob(".partial-*"))
     kept = [record["seconds"] for record in before[-1]["epochs"]]
     resumed = next(entry for entry in found[0]["runs"] if entry["method"] == before[-1]["method"])
     assert [record["seconds"] for record in resumed["epochs"][: len(kept)]] == kept  # these were not trained anew
@@ -138,7 +139,7 @@ def test_ctrl_c_says_how_to_go_on(tmp_path, monkeypatch):
 def test_a_full_disk_costs_an_epoch(tmp_path, monkeypatch):
     np.savez(tmp_path / "blobs.npz", **comparing.blobs())
     arguments = ["compare", "--data", str(tmp_path / "blobs.npz"), *ARGUMENTS, "--out", str(tmp_path / "out")]
-    fsync, left = os.fsync, [9]
+    fsync, left = os.fsync, [18]
 
     def full(file):
         left[0] -= 1
@@ -152,7 +153,7 @@ def test_a_full_disk_costs_an_epoch(tmp_path, monkeypatch):
     assert "could not write to" in result.stderr and "No space left on device; go on with" in result.stderr
     monkeypatch.setattr(os, "fsync", fsync)
     (entry,) = json.loads((tmp_path / "out" / "results.json").read_text())["runs"]
-    assert len(entry["epochs"]) == 4  # thumbnails, and two files an epoch
+    assert len(entry["epochs"]) == 4  # thumbnails, and two files an epoch, each with its folder
 
 
 def test_methods_and_seeds_may_be_added(tmp_path, monkeypatch, reports):  # noqa: F811

@@ -42,6 +42,12 @@ def test_equal_losses_keep_the_order_and_unseen_samples_are_left_out():
     assert not any("left out" in note for note in labels.report(COLUMNS).notes)
 
 
+def test_a_loss_far_below_zero_is_ranked_without_a_warning():
+    """A density's -log p; found by tests/properties."""
+    found = labels.report({"loss": np.array([3.0, -710.0, 1.0])})
+    assert found.order.tolist() == [0, 2, 1] and found.table["self_confidence"][2] == math.inf
+
+
 def test_self_confidence_is_the_best_there_is():
     probabilities = np.array([[0.2, 0.8], [0.7, 0.3], [0.4, 0.6]])
     every = {"loss": [1.0, 2.0, 3.0], "loss_last": [0.5, 0.0, 0.7], "given": np.array([0, 0, 1])}

@@ -190,7 +190,10 @@ def test_a_save_that_breaks_off_leaves_the_old_state(tmp_path, monkeypatch, repl
         patch.setattr(Path, "replace", replace)
         states.save(path, {"large": torch.ones(500_000)})
     assert torch.equal(states.load(path)["large"], torch.zeros(500_000))
-    others = [tmp_path / name for name in ("state[1].1", "state[1].1.7.partial", "state[1].0.0123456789abcdef", "s")]
+    killed = f".partial-{32 * 'a'}-"
+    for name in ("state[1]", "state[1].0123456789abcdef"):  # of saves of this state that were killed
+        (tmp_path / (killed + name)).touch()
+    others = [tmp_path / name for name in ("state[1].1", f"{killed}state[1].1", "state[1].0.0123456789abcdef", "s")]
     for other in others:  # of other states
         other.touch()
     states.save(path, {"large": torch.full((500_000,), 2.0)})

@@ -24,6 +24,7 @@ pytest.importorskip("pyarrow")
 from pyarrow import parquet
 from scoring_processes import MODEL, ROWS, ended, on_two_ranks
 from torchassay.scoring import score_dataset
+from torchassay.whole_files import meant_for
 
 KILLS = 2 * int(os.environ.get("TORCHASSAY_KILLS", "1"))  # of a run; 4 in `make stress`
 CUT = ("--batch-size", "7", "--batches-per-part", "3")  # 22 batches, 7 parts
@@ -116,7 +117,7 @@ def test_a_folder_with_a_run_is_refused_and_resumed(tmp_path, whole):
     assert run(MODEL, ROWS, "--out", out, *CUT).output == f"{must} (it is whole)\n"
     (out / PARTS[1]).unlink()
     (out / PARTS[6]).unlink()
-    (out / f".{PARTS[6]}.0.partial").write_bytes(whole[PARTS[6]][:100])
+    (out / f".partial-{32 * '0'}-{PARTS[6]}").write_bytes(whole[PARTS[6]][:100])
     kept = (out / PARTS[0]).stat().st_mtime_ns
     refused = run(MODEL, ROWS, "--out", out, *CUT)
     assert refused.exit_code == 1
@@ -239,7 +240,7 @@ def test_killed_between_writing_and_renaming(tmp_path, whole, record_property):
     out = tmp_path / "out"
     arguments = [MODEL, ROWS, "--out", str(out), *CUT, "--resume"]
     assert ended(arguments, 2 + 3 + 1) == -signal.SIGKILL
-    assert [path.name[:20] for path in out.glob(".*.partial")] == [".part-00000.parquet."]
+    assert [meant_for(path) for path in out.glob(".partial-*")] == [PARTS[0]]
     assert not (out / PARTS[0]).exists()
     assert ended(arguments, 3 + 2) == -signal.SIGKILL
     assert (out / PARTS[0]).read_bytes() == whole[PARTS[0]]

@@ -92,17 +92,7 @@ def option_rows(
     B,
     stride_a,
     stride_b,
-    loss_ptr,
-    entropy_ptr,
-    grad_norm_ptr,
-    lse_ptr,
-    confidence_ptr,
-    least_confidence_ptr,
-    margin_ptr,
-    gini_ptr,
-    target_margin_ptr,
-    prediction_ptr,
-    stats_ptr,
+    out,  # `row_output.Outputs`
     temperature_ptr,
     temperature,
     lost,
@@ -116,14 +106,14 @@ def option_rows(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     WHOLE: tl.constexpr,  # C <= COLUMNS
+    ENTROPY: tl.constexpr,  # as SQUARES: see `row_output.wanted_sums`
+    SQUARES: tl.constexpr,
 ):
     """One program computes ROWS rows."""
     MEND: tl.constexpr = rows_ptr.dtype.element_ty == tl.float32
-    ENTROPY: tl.constexpr = entropy_ptr is not None
-    GINI: tl.constexpr = gini_ptr is not None
     LABELS: tl.constexpr = target_ptr is not None
     TARGET: tl.constexpr = LABELS or (probabilities_ptr is not None)
-    LOSS: tl.constexpr = TARGET and ((loss_ptr is not None) or (grad_norm_ptr is not None) or (stats_ptr is not None))
+    LOSS: tl.constexpr = TARGET and ((out.loss is not None) or (out.grad_norm is not None) or (out.stats is not None))
     C = C * UNIT
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     known = row < N
@@ -136,7 +126,7 @@ def option_rows(
     x = None
     if WHOLE:
         x, v, slope = _tile(start, columns, known[:, None] & (columns < C), softcap)
-    m, u, k = _tops(start, columns, known, C, x, prediction_ptr is not None, WHOLE)
+    m, u, k = _tops(start, columns, known, C, x, out.prediction is not None, WHOLE)
     u = row_options.capped(u, softcap)[0]
     m = row_stats.larger(row_options.capped(m, softcap)[0], u)  # it may be below by a rounding
     R = tl.zeros([ROWS, COLUMNS], tl.float32)
@@ -151,7 +141,7 @@ def option_rows(
         R += e
         if ENTROPY:
             T = tl.fma(-d, e, T)
-        if GINI:
+        if SQUARES:
             Q = tl.fma(e, e, Q)
         if LOSS:
             b = row_options.target_of(row, column, inside, C, y, probabilities_ptr, weight_ptr, kept, spread)
@@ -169,15 +159,8 @@ def option_rows(
         tl.sum(T, axis=1) * inverse,
         tl.sum(Q, axis=1),
         by_row,
-        entropy_ptr,
-        lse_ptr,
-        confidence_ptr,
-        least_confidence_ptr,
-        margin_ptr,
-        gini_ptr,
-        prediction_ptr,
+        out,
         ENTROPY,
-        (margin_ptr is not None) or (target_margin_ptr is not None),
     )
 
     rest, beta = tl.sum(rest, axis=1), tl.zeros_like(z)
@@ -194,9 +177,9 @@ def option_rows(
             loss += extra * lse
             rest += extra + extra
             beta += extra + extra
-        if loss_ptr is not None:
-            tl.store(loss_ptr + row, tl.where(labelled, loss, other), mask=known)
-    if LOSS and (grad_norm_ptr is not None):
+        if out.loss is not None:
+            tl.store(out.loss + row, tl.where(labelled, loss, other), mask=known)
+    if LOSS and (out.grad_norm is not None):
         entry = tl.where(c > 0.5, rest - beta * (r * c), beta * c - own)  # p_k = c, 1 - p_k = r c: what is small
         # relative to a bound of its largest entry, or its squares might underflow
         size = row_stats.larger(tl.maximum(tl.abs(entry), tl.fma(tl.abs(beta), z * c, bound)), TINY)
@@ -214,17 +197,17 @@ def option_rows(
             entries = slope * tl.where(here, entry, tl.fma(factor, e, -b * share[:, None]))
             squares = tl.fma(entries, entries, squares)
         norm = size * tl.sqrt(tl.sum(squares, axis=1)) * inverse
-        tl.store(grad_norm_ptr + row, tl.where(labelled, norm, other), mask=known)
-    if LABELS and (target_margin_ptr is not None):
+        tl.store(out.grad_norm + row, tl.where(labelled, norm, other), mask=known)
+    if LABELS and (out.target_margin is not None):
         x_y = tl.load(start + tl.where(labelled, y, 0), mask=known, other=-row_stats.INFINITY).to(tl.float32)
         v_y, _ = row_options.capped(x_y, softcap)
         gone = (v_y == -row_stats.INFINITY) | (row >= N)
         largest = row_stats.reference(m)
         gap = tl.where(gone, row_stats.INFINITY, (largest - tl.where(gone, largest, v_y)) * inverse)
         target_margin = tl.where(y == k, margin, row_stats.expm1(-gap) * c)
-        tl.store(target_margin_ptr + row, tl.where(labelled, target_margin, other), mask=known)
+        tl.store(out.target_margin + row, tl.where(labelled, target_margin, other), mask=known)
     row_output.write_stats(
-        stats_ptr,
+        out.stats,
         row,
         known,
         N,

@@ -13,6 +13,7 @@ import numpy as np
 import triton
 from torch import Tensor
 from torchassay.triton_kernels.option_rows import option_rows
+from torchassay.triton_kernels.row_output import Outputs, wanted_sums
 from torchassay.triton_kernels.row_scores import LAUNCH, row_layout, row_scores
 
 WHOLE = 4096  # up to this many columns stay in registers; longer rows are walked in tiles as wide
@@ -54,6 +55,7 @@ def option_scores(
     if probabilities is None and label_smoothing == 0.0 and softcap == 0.0:
         row_scores(rows, labels, ignore_index, out, options)
         return
+    out = Outputs(*out)
     C = rows.shape[2]
     N = rows.shape[0] * rows.shape[1]
     unit, folded, B, stride_a, stride_b = row_layout(rows)
@@ -68,7 +70,7 @@ def option_scores(
         B,
         stride_a,
         stride_b,
-        *out,
+        out,
         *options,
         softcap or None,
         1.0 - label_smoothing,
@@ -78,6 +80,7 @@ def option_scores(
         tile,
         columns,
         C <= WHOLE,
+        *wanted_sums(out, norm=False),
         num_warps=warps,
         **LAUNCH,
     )

@@ -9,9 +9,21 @@ Under a scale g, t, m - x_y and the exponents are over the temperature; the loss
 z_loss lse^2 and the gradient by the logits extra p with extra = 2 z_loss lse besides.
 """
 
+from collections import namedtuple
+
 import triton
 import triton.language as tl
+from torchassay.scores import ROW_SIGNALS
 from torchassay.triton_kernels import row_stats
+
+# Where the signals go, and the stats of the backward: a single argument of a kernel, None where nobody asked.
+SLOTS = (*ROW_SIGNALS, "stats")
+Outputs = namedtuple("Outputs", SLOTS, defaults=[None] * len(SLOTS))
+
+
+def wanted_sums(out: Outputs, norm: bool = True) -> tuple[bool, bool]:
+    """ENTROPY and SQUARES of a kernel: is T for something, is Q? The norm is not made of Q where it is swept for."""
+    return out.entropy is not None, out.gini is not None or (norm and out.grad_norm is not None)
 
 
 @triton.jit
@@ -33,49 +45,28 @@ def scale(row, inside, temperature_ptr, temperature, lost):
 
 
 @triton.jit
-def write_unlabelled(
-    row,
-    inside,
-    m,
-    u,
-    k,
-    R,
-    T,
-    Q,
-    scale,
-    entropy_ptr,
-    lse_ptr,
-    confidence_ptr,
-    least_confidence_ptr,
-    margin_ptr,
-    gini_ptr,
-    prediction_ptr,
-    ENTROPY: tl.constexpr,
-    MARGIN: tl.constexpr,
-):
-    """Write what needs no target, of T over the temperature. Returns what all else is made of; mu is 0 unless ENTROPY,
-    the margin anything unless MARGIN."""
+def write_unlabelled(row, inside, m, u, k, R, T, Q, scale, out, ENTROPY: tl.constexpr):
+    """Write what needs no target, of T over the temperature. Returns what all else is made of; mu is 0 unless
+    ENTROPY."""
     u, g, z, r, c, t = row_stats.finish(m, u, R, T, scale, ENTROPY)
     log_c = row_stats.log1p(r)
     lse = m + log_c if scale is None else tl.fma(m, scale[0], log_c)
     mu = t * c if ENTROPY else 0.0
-    if entropy_ptr is not None:
-        tl.store(entropy_ptr + row, log_c + mu, mask=inside)
-    if lse_ptr is not None:
-        tl.store(lse_ptr + row, lse, mask=inside)
-    if confidence_ptr is not None:
-        tl.store(confidence_ptr + row, c, mask=inside)
-    if least_confidence_ptr is not None:
-        tl.store(least_confidence_ptr + row, r * c, mask=inside)
-    if gini_ptr is not None:
-        tl.store(gini_ptr + row, row_stats.gini(r, z, c, Q), mask=inside)
-    if prediction_ptr is not None:
-        tl.store(prediction_ptr + row, k.to(tl.int64), mask=inside)
-    margin = r
-    if MARGIN:
-        margin = tl.where(u == -row_stats.INFINITY, 1.0, -row_stats.expm1(-g)) * c
-    if margin_ptr is not None:
-        tl.store(margin_ptr + row, margin, mask=inside)
+    if out.entropy is not None:
+        tl.store(out.entropy + row, log_c + mu, mask=inside)
+    if out.lse is not None:
+        tl.store(out.lse + row, lse, mask=inside)
+    if out.confidence is not None:
+        tl.store(out.confidence + row, c, mask=inside)
+    if out.least_confidence is not None:
+        tl.store(out.least_confidence + row, r * c, mask=inside)
+    if out.gini is not None:
+        tl.store(out.gini + row, row_stats.gini(r, z, c, Q), mask=inside)
+    if out.prediction is not None:
+        tl.store(out.prediction + row, k.to(tl.int64), mask=inside)
+    margin = tl.where(u == -row_stats.INFINITY, 1.0, -row_stats.expm1(-g)) * c
+    if out.margin is not None:
+        tl.store(out.margin + row, margin, mask=inside)
     return u, g, z, r, c, log_c, lse, mu, margin
 
 
@@ -134,9 +125,7 @@ def _write_labelled(
     target_ptr,
     ignore_index,
     C,
-    loss_ptr,
-    grad_norm_ptr,
-    target_margin_ptr,
+    out,
     scale,
     weight_ptr,
     z_loss,
@@ -159,14 +148,14 @@ def _write_labelled(
             loss += extra * lse
             extra += extra
         rest, beta = tl.where(top, 0.0, weight) + extra, tl.where(known, weight + extra, unknown)
-    if loss_ptr is not None:
-        tl.store(loss_ptr + row, tl.where(known, loss, unknown), mask=inside)
-    if grad_norm_ptr is not None:
+    if out.loss is not None:
+        tl.store(out.loss + row, tl.where(known, loss, unknown), mask=inside)
+    if out.grad_norm is not None:
         norm = norm_of(top, e_y, other, miss, z, c, R, Q, scale, weight, extra, z_loss)
-        tl.store(grad_norm_ptr + row, tl.where(known, norm, unknown), mask=inside)
-    if target_margin_ptr is not None:
+        tl.store(out.grad_norm + row, tl.where(known, norm, unknown), mask=inside)
+    if out.target_margin is not None:
         below = row_stats.expm1(-gap) * c
-        tl.store(target_margin_ptr + row, tl.where(known, tl.where(top, margin, below), unknown), mask=inside)
+        tl.store(out.target_margin + row, tl.where(known, tl.where(top, margin, below), unknown), mask=inside)
     return tl.where(known, rest, unknown), beta
 
 
@@ -191,7 +180,7 @@ def write(
     start,  # the address of the row
     m,
     u,
-    k,  # the top class; anything if prediction_ptr is None
+    k,  # the top class; anything if no prediction is asked for
     R,
     T,
     Q,
@@ -199,17 +188,7 @@ def write(
     ignore_index,
     C,
     N,
-    loss_ptr,
-    entropy_ptr,
-    grad_norm_ptr,
-    lse_ptr,
-    confidence_ptr,
-    least_confidence_ptr,
-    margin_ptr,
-    gini_ptr,
-    target_margin_ptr,
-    prediction_ptr,
-    stats_ptr,
+    out,
     scale,  # None without options, which are these three
     weight_ptr,
     z_loss,
@@ -221,28 +200,11 @@ def write(
     if first is not None:
         sums = (R, T, Q, Q)
         write_state(
-            row, inside, start, m, u, k, sums, target_ptr, ignore_index, C, N, prediction_ptr, stats_ptr, first, ()
+            row, inside, start, m, u, k, sums, target_ptr, ignore_index, C, N, out.prediction, out.stats, first, ()
         )
     else:
         u, _, z, r, c, log_c, lse, mu, margin = write_unlabelled(
-            row,
-            inside,
-            m,
-            u,
-            k,
-            R,
-            T,
-            Q,
-            scale,
-            entropy_ptr,
-            lse_ptr,
-            confidence_ptr,
-            least_confidence_ptr,
-            margin_ptr,
-            gini_ptr,
-            prediction_ptr,
-            entropy_ptr is not None,
-            (margin_ptr is not None) or (target_margin_ptr is not None),
+            row, inside, m, u, k, R, T, Q, scale, out, out.entropy is not None
         )
         rest, beta = 0.0, 0.0
         if target_ptr is not None:
@@ -262,14 +224,12 @@ def write(
                 target_ptr,
                 ignore_index,
                 C,
-                loss_ptr,
-                grad_norm_ptr,
-                target_margin_ptr,
+                out,
                 scale,
                 weight_ptr,
                 z_loss,
             )
         if scale is None:
-            write_stats(stats_ptr, row, inside, N, (m, u, z, r, rest, mu))
+            write_stats(out.stats, row, inside, N, (m, u, z, r, rest, mu))
         else:
-            write_stats(stats_ptr, row, inside, N, (m, u, z, r, rest, mu, beta))
+            write_stats(out.stats, row, inside, N, (m, u, z, r, rest, mu, beta))

@@ -3,6 +3,7 @@
 import torch
 import triton
 from torch import Tensor
+from torchassay.triton_kernels.row_output import Outputs, wanted_sums
 from torchassay.triton_kernels.row_scores_long import LANES, TILES, long_rows, row_segments
 from torchassay.triton_kernels.row_scores_short import narrow_rows, short_rows
 
@@ -50,13 +51,15 @@ def row_scores(
     a target outside [0, C) NaN in loss, grad_norm, target_margin and miss. What the options are, `option_scores` tells,
     and what the stats are with them.
     """
+    out = Outputs(*out)
+    sums = wanted_sums(out)
     C = rows.shape[2]
     N = rows.shape[0] * rows.shape[1]
     unit, folded, B, stride_a, stride_b = row_layout(rows)
     head = (rows, target, ignore_index, C // unit, N, B, stride_a, stride_b)
     if C <= NARROW:
         head = (rows, target, ignore_index, C, N, B, stride_a * unit, stride_b * unit)
-        narrow_rows[(triton.cdiv(N, 128),)](*head, *out, *options, first, folded, 128, C, **LAUNCH)
+        narrow_rows[(triton.cdiv(N, 128),)](*head, out, *options, first, folded, 128, C, **LAUNCH)
         return
     if C <= SHORT:
         columns = triton.next_power_of_2(C)
@@ -64,18 +67,18 @@ def row_scores(
         groups = 32 // tile if N >= MANY else 1
         warps = max(1, columns // 1024)
         grid = (triton.cdiv(N, groups * tile),)
-        short_rows[grid](*head, *out, *options, first, unit, folded, groups, tile, columns, num_warps=warps, **LAUNCH)
+        shape = (unit, folded, groups, tile, columns)
+        short_rows[grid](*head, out, *options, first, *shape, *sums, num_warps=warps, **LAUNCH)
         return
     vector = 16 // rows.element_size()
     tile = LANES.value * vector
     segment = TILES.value * tile
     segments = triton.cdiv(C, segment)
     tail = triton.cdiv(C % segment, tile)
-    layout = (unit, folded, vector, tail)
+    layout = (unit, folded, vector, tail, *sums)
     states = None
     if N <= FEW and segments >= 4:
         states = torch.empty(N, segments, 4, LANES.value, dtype=torch.float32, device=rows.device)
-        wanted = (out[1] is not None, out[2] is not None or out[7] is not None)
         where = (C // unit, N, B, stride_a, stride_b)
-        row_segments[(N * segments,)](rows, states, *where, *options[:3], *layout, *wanted, **LAUNCH)
-    long_rows[(N,)](*head, *out, *options, first, states, *layout, triton.next_power_of_2(segments), **LAUNCH)
+        row_segments[(N * segments,)](rows, states, *where, *options[:3], *layout, **LAUNCH)
+    long_rows[(N,)](*head, out, *options, first, states, *layout, triton.next_power_of_2(segments), **LAUNCH)

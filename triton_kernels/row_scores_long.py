@@ -158,17 +158,7 @@ def long_rows(
     B,
     stride_a,
     stride_b,
-    loss_ptr,
-    entropy_ptr,
-    grad_norm_ptr,
-    lse_ptr,
-    confidence_ptr,
-    least_confidence_ptr,
-    margin_ptr,
-    gini_ptr,
-    target_margin_ptr,
-    prediction_ptr,
-    stats_ptr,
+    out,  # `row_output.Outputs`
     temperature_ptr,  # as all up to z_loss: see option_scores.py
     temperature,
     lost,
@@ -180,12 +170,12 @@ def long_rows(
     FOLDED: tl.constexpr,
     VECTOR: tl.constexpr,
     TAIL: tl.constexpr,  # tiles of the last segment, if it is not a full one
+    ENTROPY: tl.constexpr,  # as SQUARES: see `row_output.wanted_sums`
+    SQUARES: tl.constexpr,
     SEGMENTS: tl.constexpr,  # a power of two, >= the number of segments
 ):
     """One program computes one row."""
     ALIGNED: tl.constexpr = UNIT > 1
-    ENTROPY: tl.constexpr = entropy_ptr is not None
-    SQUARES: tl.constexpr = (grad_norm_ptr is not None) or (gini_ptr is not None)
     C = C * UNIT
     row = tl.program_id(0).to(tl.int64)
     start = row_output.row_start(rows_ptr, row, B, stride_a, stride_b, UNIT, FOLDED)
@@ -236,35 +226,8 @@ def long_rows(
     R = tl.sum(tl.where(others, R, 0.0), axis=0) + tl.sum(tl.sum(e, axis=1), axis=0)
     T = tl.sum(tl.where(others, T, 0.0), axis=0) + tl.sum(tl.sum(-d * e, axis=1), axis=0) if ENTROPY else R
     Q = tl.sum(tl.where(others, Q, 0.0), axis=0) + tl.sum(tl.sum(e * e, axis=1), axis=0) if SQUARES else R
-    if prediction_ptr is not None:
+    if out.prediction is not None:
         k = _top_column(start, C, m, hit, W, R != R, VECTOR, ALIGNED)
     row_output.write(
-        row,
-        row < N,
-        start,
-        m,
-        u,
-        k,
-        R,
-        T,
-        Q,
-        target_ptr,
-        ignore_index,
-        C,
-        N,
-        loss_ptr,
-        entropy_ptr,
-        grad_norm_ptr,
-        lse_ptr,
-        confidence_ptr,
-        least_confidence_ptr,
-        margin_ptr,
-        gini_ptr,
-        target_margin_ptr,
-        prediction_ptr,
-        stats_ptr,
-        scale,
-        weight_ptr,
-        z_loss,
-        first,
+        row, row < N, start, m, u, k, R, T, Q, target_ptr, ignore_index, C, N, out, scale, weight_ptr, z_loss, first
     )

@@ -20,17 +20,7 @@ def narrow_rows(
     B,
     stride_a,
     stride_b,
-    loss_ptr,
-    entropy_ptr,
-    grad_norm_ptr,
-    lse_ptr,
-    confidence_ptr,
-    least_confidence_ptr,
-    margin_ptr,
-    gini_ptr,
-    target_margin_ptr,
-    prediction_ptr,
-    stats_ptr,
+    out,  # `row_output.Outputs`
     temperature_ptr,  # as all up to z_loss: see option_scores.py
     temperature,
     lost,
@@ -67,38 +57,11 @@ def narrow_rows(
         R += e
         T = tl.fma(-d, e, T)
         Q = tl.fma(e, e, Q)
-    if prediction_ptr is not None:
+    if out.prediction is not None:
         for i in tl.static_range(COLUMNS):
             k = tl.where(x[COLUMNS - 1 - i] != x[COLUMNS - 1 - i], COLUMNS - 1 - i, k)
     row_output.write(
-        row,
-        inside,
-        start,
-        m,
-        u,
-        k,
-        R,
-        T,
-        Q,
-        target_ptr,
-        ignore_index,
-        C,
-        N,
-        loss_ptr,
-        entropy_ptr,
-        grad_norm_ptr,
-        lse_ptr,
-        confidence_ptr,
-        least_confidence_ptr,
-        margin_ptr,
-        gini_ptr,
-        target_margin_ptr,
-        prediction_ptr,
-        stats_ptr,
-        scale,
-        weight_ptr,
-        z_loss,
-        first,
+        row, inside, start, m, u, k, R, T, Q, target_ptr, ignore_index, C, N, out, scale, weight_ptr, z_loss, first
     )
 
 
@@ -112,17 +75,7 @@ def short_rows(
     B,
     stride_a,
     stride_b,
-    loss_ptr,
-    entropy_ptr,
-    grad_norm_ptr,
-    lse_ptr,
-    confidence_ptr,
-    least_confidence_ptr,
-    margin_ptr,
-    gini_ptr,
-    target_margin_ptr,
-    prediction_ptr,
-    stats_ptr,
+    out,  # `row_output.Outputs`
     temperature_ptr,  # as all up to z_loss: see option_scores.py
     temperature,
     lost,
@@ -134,6 +87,8 @@ def short_rows(
     GROUPS: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
+    ENTROPY: tl.constexpr,  # as SQUARES: see `row_output.wanted_sums`
+    SQUARES: tl.constexpr,
 ):
     """One program computes GROUPS times ROWS rows, COLUMNS >= C."""
     MEND: tl.constexpr = rows_ptr.dtype.element_ty == tl.float32
@@ -161,11 +116,11 @@ def short_rows(
         m = tl.where(here, top[None, :], m)
         u = tl.where(here, second[None, :], u)
         R = tl.where(here, tl.sum(e, axis=1)[None, :], R)
-        if entropy_ptr is not None:
+        if ENTROPY:
             T = tl.where(here, tl.sum(e * -d, axis=1)[None, :], T)
-        if (grad_norm_ptr is not None) or (gini_ptr is not None):
+        if SQUARES:
             Q = tl.where(here, tl.sum(e * e, axis=1)[None, :], Q)
-        if prediction_ptr is not None:
+        if out.prediction is not None:
             unordered = tl.min(tl.where(x != x, column, COLUMNS), axis=1)
             at = tl.minimum(tl.where(unordered < COLUMNS, unordered, at), C - 1)
             k = tl.where(here, at[None, :], k)
@@ -180,32 +135,5 @@ def short_rows(
     Q = tl.reshape(Q, [GROUPS * ROWS])
     scale = row_output.scale(row, inside, temperature_ptr, temperature, lost) if temperature is not None else None
     row_output.write(
-        row,
-        inside,
-        start,
-        m,
-        u,
-        k,
-        R,
-        T,
-        Q,
-        target_ptr,
-        ignore_index,
-        C,
-        N,
-        loss_ptr,
-        entropy_ptr,
-        grad_norm_ptr,
-        lse_ptr,
-        confidence_ptr,
-        least_confidence_ptr,
-        margin_ptr,
-        gini_ptr,
-        target_margin_ptr,
-        prediction_ptr,
-        stats_ptr,
-        scale,
-        weight_ptr,
-        z_loss,
-        first,
+        row, inside, start, m, u, k, R, T, Q, target_ptr, ignore_index, C, N, out, scale, weight_ptr, z_loss, first
     )

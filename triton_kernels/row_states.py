@@ -17,6 +17,7 @@ from torch import Tensor
 from torchassay.triton_kernels import row_options, row_output, row_stats
 from torchassay.triton_kernels.option_rows import option_states
 from torchassay.triton_kernels.option_scores import temperature_of, tile_of
+from torchassay.triton_kernels.row_output import Outputs
 from torchassay.triton_kernels.row_scores import LAUNCH, row_layout, row_scores
 
 ROWS = 128  # of a program that merges, one a lane (a guess)
@@ -122,17 +123,7 @@ def _finish_states(
     target_ptr,
     ignore_index,
     total,
-    loss_ptr,
-    entropy_ptr,
-    grad_norm_ptr,
-    lse_ptr,
-    confidence_ptr,
-    least_confidence_ptr,
-    margin_ptr,
-    gini_ptr,
-    target_margin_ptr,
-    prediction_ptr,
-    stats_ptr,
+    out,  # `row_output.Outputs`
     temperature_ptr,
     temperature,
     lost,
@@ -164,21 +155,16 @@ def _finish_states(
         s[3],
         Q,
         scale,
-        entropy_ptr,
-        lse_ptr,
-        confidence_ptr,
-        least_confidence_ptr,
-        margin_ptr,
-        gini_ptr,
-        prediction_ptr,
-        True,
+        out,
         True,
     )
     rest, beta = 0.0, 0.0
     if target_ptr is not None:
         _, known, unknown = row_options.label_of(target_ptr, row, inside, ignore_index, 0, total)
         known, unknown = known & held, tl.where(known, float("nan"), unknown)  # of a class that no slice has
-        x_y, slope_y = row_options.capped(tl.where(held, x_y, s[0]), softcap)
+        x_y = tl.where(held, x_y, s[0])
+        raw_top = x_y == s[0]  # far beyond the cap others have its capped value, but not its slope
+        x_y, slope_y = row_options.capped(x_y, softcap)
         top, gap, e_y, other, miss = row_output.of_label(m, r, c, x_y, scale)
         weight, extra, loss = kept, 0.0, gap + log_c
         if weight_ptr is not None:
@@ -195,14 +181,14 @@ def _finish_states(
             loss += extra * lse
             extra += extra
         rest, beta = tl.where(known, rest + extra, unknown), tl.where(known, beta + extra, unknown)
-        if loss_ptr is not None:
-            tl.store(loss_ptr + row, tl.where(known, loss, unknown), mask=inside)
-        if grad_norm_ptr is not None:
+        if out.loss is not None:
+            tl.store(out.loss + row, tl.where(known, loss, unknown), mask=inside)
+        if out.grad_norm is not None:
             if SWEPT:
                 norm = float("nan")
             elif softcap is not None:
                 squares = tl.fma(z * z, S, tl.fma(slope_m, slope_m, -(e_y * slope_y) * (e_y * slope_y)))
-                others = tl.where(top, z * tl.sqrt(S), tl.sqrt(tl.maximum(squares, 0.0))) * c
+                others = tl.where(raw_top, z * tl.sqrt(S), tl.sqrt(tl.maximum(squares, 0.0))) * c
                 entry = slope_y * (extra - (weight + extra) * miss)
                 norm = row_stats.hypotenuse(entry, (weight + extra) * others) * scale[0]
             elif SMOOTHED:
@@ -214,11 +200,11 @@ def _finish_states(
                 norm = tl.sqrt(squares) * scale[0]
             else:
                 norm = row_output.norm_of(top, e_y, other, miss, z, c, R, Q, scale, weight, extra, z_loss)
-            tl.store(grad_norm_ptr + row, tl.where(known, norm, unknown), mask=inside)
-        if target_margin_ptr is not None:
+            tl.store(out.grad_norm + row, tl.where(known, norm, unknown), mask=inside)
+        if out.target_margin is not None:
             below = row_stats.expm1(-gap) * c
-            tl.store(target_margin_ptr + row, tl.where(known, tl.where(top, margin, below), unknown), mask=inside)
-    row_output.write_stats(stats_ptr, row, inside, N, (m, u, z, r, rest, mu, beta))
+            tl.store(out.target_margin + row, tl.where(known, tl.where(top, margin, below), unknown), mask=inside)
+    row_output.write_stats(out.stats, row, inside, N, (m, u, z, r, rest, mu, beta))
 
 
 def row_states(
@@ -237,7 +223,7 @@ def row_states(
     """Write the state of every row."""
     options = temperature_of(temperature)
     if label_smoothing == 0.0 and softcap == 0.0:
-        out = [None, numbers[3], numbers[4], *[None] * 6, k, numbers]
+        out = Outputs(entropy=numbers[3], grad_norm=numbers[4], prediction=k, stats=numbers)  # whose sums are T and Q
         row_scores(rows, labels, ignore_index, out, (*options, None, None), first)
         return
     C = rows.shape[2]
@@ -288,7 +274,7 @@ def finish_states(
     """
     parts, fields, N = numbers.shape
     _finish_states[(triton.cdiv(N, ROWS),)](
-        *(numbers, k, parts, N, target, ignore_index, total, *out, *temperature_of(temperature), own_weight),
+        *(numbers, k, parts, N, target, ignore_index, total, Outputs(*out), *temperature_of(temperature), own_weight),
         *(z_loss or None, softcap or None, 1.0 - label_smoothing, label_smoothing * (total - 1) / total, fields, ROWS),
         **LAUNCH,
     )

@@ -5,6 +5,10 @@
 #include <string>
 #include <vector>
 
+#if defined(TORCHASSAY_X86)
+#include <cpuid.h>
+#endif
+
 #include "kernels.h"
 #include "threads.h"
 
@@ -29,11 +33,19 @@ namespace {
 // Work below this many elements is not worth waking a thread for.
 constexpr int64_t kThreadedElements = 32768;
 
+#if defined(TORCHASSAY_X86)
+// __builtin_cpu_supports of clang 14 knows no f16c.
+bool has_f16c() {
+    unsigned a, b, c, d;
+    return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
+}
+#endif
+
 std::vector<const Kernels*> usable() {
     std::vector<const Kernels*> found;
 #if defined(TORCHASSAY_X86)
     __builtin_cpu_init();
-    const bool v3 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+    const bool v3 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
     const bool v4 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                     __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
     if (v3 && v4) found.push_back(&avx512::kernels);

@@ -7,12 +7,12 @@ namespace torchassay {
 namespace {
 
 // The norm of the gradient by logits that are capped: `label_norm` with the slopes of the top and of the label, and S
-// in the place of Q.
-template <class T>
+// in the place of Q. The label is the top where its logit is: far beyond the cap others have the same capped value, but
+// not the slope.
+template <class T, class Mask>
 TORCHASSAY_INLINE V<T> capped_norm(const Finished<V<T>>& f, const RowSums<V<T>>& s, const Labelled<V<T>>& l,
-                                   V<T> weight, V<T> extra, V<T> slope_m, V<T> slope_y) {
+                                   V<T> weight, V<T> extra, V<T> slope_m, V<T> slope_y, Mask top) {
     const V<T> beta = weight + extra, steep = f.z * f.z, zero{};
-    const auto top = l.x_y == f.m;
     const V<T> S = s.u == f.m ? s.S - slope_m * slope_m : s.S;  // of a tie one is the top
     const V<T> left = slope_m * slope_m + (steep * S - l.e_y * l.e_y * slope_y * slope_y);
     const V<T> others = top ? f.z * square_root(S) : square_root(left < 0 ? zero : left);
@@ -27,6 +27,7 @@ TORCHASSAY_INLINE void finish_target(OptionJob& job, int64_t i, int count, RowSu
     const V<T> infinity = splat<V<T>>(INFINITY), zero{};
     const Inverse<V<T>> inverse = inverse_of<T>(job, i, count);
     V<T> slope[3];  // of the top, the second and the label
+    const auto top = own.x_y == state.m;
     if (job.capped()) {
         const V<T> x[3] = {state.m, state.u, own.x_y};
         V<T> v[3];
@@ -50,7 +51,7 @@ TORCHASSAY_INLINE void finish_target(OptionJob& job, int64_t i, int count, RowSu
             if (job.swept())
                 norm = splat<V<T>>(T(NAN));
             else if (job.capped())
-                norm = capped_norm<T>(f, state, l, own.weight, extra, slope[0], slope[2]);
+                norm = capped_norm<T>(f, state, l, own.weight, extra, slope[0], slope[2], top);
             else if (job.smoothed())
                 norm = smoothed_norm(f, state, l, splat<V<T>>(T(job.options.label_smoothing)),
                                      splat<V<T>>(T(job.rows.classes)), extra);
@@ -100,9 +101,6 @@ void finish_states(FinishJob& job, int64_t begin, int64_t end) {
             const Slice s = joined_slices<T>(job, i + lane);
             const double numbers[kSmoothedNumbers] = {s.m, s.u, s.R, s.T, s.Q, s.S, s.x_y, s.rest, s.gap, s.top};
             for (int q = 0; q < kSmoothedNumbers; ++q) lanes[q][lane] = T(numbers[q]);
-            const CappedNumber top = capped_at(job, s.m);
-            if (job.capped() && capped_at(job, s.u).v == top.v)
-                lanes[5][lane] += T(top.slope * top.slope);  // finish_target leaves the top out of S at a tie
             here[lane] = s.k < 0;
             if (auto* prediction = static_cast<int64_t*>(job.out[kPrediction])) prediction[i + lane] = class_of(s.k);
         }
@@ -120,6 +118,12 @@ void finish_states(FinishJob& job, int64_t begin, int64_t end) {
         }
         V<T> x[kSmoothedNumbers];
         for (int q = 0; q < kSmoothedNumbers; ++q) x[q] = load<T>(lanes[q]);
+        if (job.capped()) {  // finish_target leaves the top out of S at a tie
+            const V<T> tops[2] = {x[0], x[1]};
+            V<T> v[2], slope[2];
+            softcap_of<T>(job)(tops, v, slope);
+            x[5] += v[0] == v[1] ? slope[0] * slope[0] : V<T>{};
+        }
         const RowSums<V<T>> state{{x[0], x[1], x[2], x[3], x[4]}, V<T>{}, x[5]};
         finish_target<T>(job, i, count, state, own, {x[7], x[8], x[9]});
     }

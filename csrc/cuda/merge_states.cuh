@@ -78,10 +78,14 @@ static __global__ void __launch_bounds__(kThreads) finish_parts(OptionTask task,
         else if (states.smoothed)
             norm =
                 smoothed_norm(f, state, l, options.smoothing, float(task.rows.classes), 2.0f * options.z_loss * f.lse);
-        else if (is_capped)
-            norm = capped_norm(options, f, is_top ? s.S : without_label(options, s, state.u, l, inverse), loss, t, l,
-                               is_top, s.m, s.x_y);
-        else
+        else if (is_capped) {
+            // Far beyond the cap tops tie whose slopes differ: then the label is the top, and the largest logit
+            // another.
+            const bool alone = is_top && s.x_y == s.m;
+            const float slope = is_top ? cap(s.m).slope : 0.0f;
+            const float S = alone ? s.S : fused(slope, slope, without_label(options, s, state.u, l, inverse));
+            norm = capped_norm(options, f, S, loss, t, l, is_top, is_top ? s.x_y : s.m, s.x_y);
+        } else
             norm = norm_of(options, f, state, l, weight);
     }
     write_option_row(task, row, f, state, target, l, loss, inverse.high * norm, int(class_of(s.k)));

@@ -192,7 +192,8 @@ TORCHASSAY_DEVICE void sweep_row(const OptionTask& task, const Walk<In, kUnit, k
             norm = sweep.norm(f, loss, t, weight);
         else {  // the label's logit is read again: no register holds it through the sweeps
             const float raw = target.y >= 0 ? load_logit(walk.row + target.y) : 0.0f;
-            norm = capped_norm(options, f, sums.S, loss, t, l, target.y == k, tops.m, raw);
+            const float raw_top = target.y == k ? raw : tops.m;  // far beyond the cap tops tie whose slopes differ
+            norm = capped_norm(options, f, sums.S, loss, t, l, target.y == k, raw_top, raw);
         }
     }
     const int prediction = task.out[kPrediction] ? prediction_of(walk, lane, tops.k, sums.s.R) : tops.k;

@@ -12,7 +12,7 @@ from pathlib import Path
 import click
 import torch
 
-from torchassay import checks, labels_command, speed, targets
+from torchassay import checks, labels_command, named_objects, speed
 from torchassay.compare.command import compare
 from torchassay.one_line import OneLine, Stop
 from torchassay.scoring.command import score
@@ -105,7 +105,7 @@ def doctor(context: click.Context, trainer: str | None) -> None:
         click.echo(doctor.report())
         return
     try:
-        found = targets.imported("doctor", "trainer", trainer)
+        found = named_objects.imported("doctor", "trainer", trainer)
         found = found() if inspect.isroutine(found) else found
         findings = doctor.check(*found) if isinstance(found, tuple) else doctor.check(found)
     except (checks.InputValueError, checks.InputTypeError) as error:

@@ -317,7 +317,10 @@ def explain(
     history: History | None = None,
     backend: str | None = None,
 ) -> str:
-    """Say which backend `score` would take for these arguments, and why not each other one."""
+    """Say which backend `score` would take for these arguments, and why not each other one.
+
+    Arguments and errors are those of `score`. One line for the backend it takes, one for each that cannot take them.
+    """
     extra = "" if history is None else checks.signal_of(history, "explain")
     options = given(weight, label_smoothing, temperature, softcap)
     noise = noise_given(noise_std, noise_draws, seed, row_id)

@@ -201,15 +201,33 @@ class History:
         self._state.clear()
         if not kept:
             return
-        self._begin(next(iter(kept.values())).device)
-        for name, mine in self._state.items():
+        device = next((value.device for value in kept.values() if isinstance(value, Tensor)), torch.device("cpu"))
+        fresh = History(self.capacity, bins=self.bins)
+        fresh._begin(device)
+        for name, mine in fresh._state.items():
             theirs = kept.get(name)
-            if theirs is None or theirs.shape != mine.shape or theirs.dtype != mine.dtype:
-                got = "none" if theirs is None else f"{tuple(theirs.shape)}, {checks.dtype_name(theirs.dtype)}"
+            if not isinstance(theirs, Tensor) or theirs.shape != mine.shape or theirs.dtype != mine.dtype:
+                shown = isinstance(theirs, Tensor)
+                got = f"{tuple(theirs.shape)}, {checks.dtype_name(theirs.dtype)}" if shown else "none"
                 expected = f"{name!r} of shape {tuple(mine.shape)}, {checks.dtype_name(mine.dtype)}"
-                self._state.clear()
                 raise checks.InputValueError(f"History: the state must have {expected}, got {got}")
             mine.copy_(theirs)
+        fresh._look_at_state()
+        self._state.update(fresh._state)
+
+    def _look_at_state(self) -> None:
+        """Kernels trust the window's numbers: a total below 0 would be a place before it."""
+        if self.bins:
+            name, expected = "counts", "finite numbers of at least 0"
+            right = (self._state["counts"] >= 0) & (self._state["counts"] < torch.inf)
+        else:
+            total = int(self._state["total"])
+            if not 0 <= total < 1 << 62:
+                raise checks.InputValueError(f"History: the state must have 'total' in [0, 2^62), got {total}")
+            name, expected = "window", "numbers other than NaN"
+            right = ~self._state["window"][:total].isnan()
+        if not right.all():
+            raise checks.InputValueError(f"History: the state must have {expected} in {name!r}, got others")
 
     # ---- the window
 

@@ -15,8 +15,9 @@ from torch import Tensor
 from torchassay import checks
 from torchassay.colours import BLUE, VERMILLION
 from torchassay.memory import SampleMemory
-from torchassay.score_files import Columns, array, columns, read, replacing
+from torchassay.score_files import Columns, array, columns, read
 from torchassay.scores import Scores
+from torchassay.whole_files import replacing
 
 BY = {"loss": -1, "self_confidence": 1, "target_margin": 1}  # -1: the largest are the most suspicious
 IN_SAMPLE = (
@@ -195,7 +196,8 @@ def _signals(found: Columns, given: np.ndarray | None, probabilities: np.ndarray
         else:
             loss = next((found.numbers(name) for name in ("loss_last", "loss") if name in found), None)
             if loss is not None:
-                known["self_confidence"] = np.exp(-loss)
+                with np.errstate(over="ignore"):  # a loss may be no -log p, and far below 0
+                    known["self_confidence"] = np.exp(-loss)
     return {name: known[name] for name in BY if name in known}
 
 

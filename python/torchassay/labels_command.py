@@ -107,13 +107,13 @@ def select(
     import numpy as np
     import torch
 
-    from torchassay import memory, score_files
+    from torchassay import memory, score_files, whole_files
 
     with _told(context):
         index, values, given = score_files.mean(scores, by, per_class)
         groups = None if given is None else torch.from_numpy(given)
         kept = memory.keep(torch.from_numpy(values), fraction, offset, largest=not smallest, by=groups).numpy()
-        with score_files.replacing(out) as path, path.open("wb") as file:
+        with whole_files.replacing(out) as path, path.open("wb") as file:
             np.save(file, index[kept])
     spread = f" ({by} {values[kept].min():.4g} to {values[kept].max():.4g})" if len(kept) else ""
     click.echo(f"kept {len(kept)} of {len(index)} samples{spread}")

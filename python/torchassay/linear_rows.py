@@ -81,11 +81,9 @@ class LinearRows(Part):
 
         def look() -> checks.Call:
             checks.reduced_by(self.function, reduction)
-            if differentiable:
-                checks.tensor(self.function, "target", self.target)
             extra = "" if history is None else checks.signal_of(history, self.function)
             of_rows = self.target, signals, self.options, self.ignore_index, extra, noise
-            call = checks.linear(self.function, self.input, self.weight, self.bias, *of_rows)
+            call = checks.linear(self.function, self.input, self.weight, self.bias, *of_rows, loss=differentiable)
             norm = call.signals & (BIT["grad_norm"] | BIT["weight_grad_norm"])
             swept = bool(norm) and self.options is not None and reference.needs_sweep(self.options)
             self._cut(self.input.shape[:-1].numel(), 2 if differentiable or swept else 1, most)

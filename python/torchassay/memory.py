@@ -19,6 +19,7 @@ from torch import Tensor
 
 from torchassay import checks
 from torchassay.scores import Scores
+from torchassay.whole_files import replacing
 
 PENDING = 32  # updates from a GPU that may wait to be read
 DESCRIPTION = "fields.json"  # beside the arrays of a memory in a folder
@@ -177,7 +178,8 @@ class SampleMemory:
             raise ImportError('SampleMemory.to_parquet needs pyarrow: pip install "torchassay[io]"') from None
         columns = {"index": np.arange(self.n)} | {name: self[name].numpy() for name in self.fields}
         columns |= {"visits": self._array("visits"), "last_step": self._array("last_step")}
-        pyarrow.parquet.write_table(pyarrow.table(columns), path)
+        with replacing(Path(path)) as fresh:
+            pyarrow.parquet.write_table(pyarrow.table(columns), fresh)
 
     def state_dict(self) -> dict[str, Tensor | dict[str, str]]:
         """The arrays themselves, not copies, as torch's modules give them, and the ``fields`` that they belong to. The
@@ -233,7 +235,10 @@ class SampleMemory:
                 shutil.rmtree(fresh)
                 if not (path / DESCRIPTION).exists():  # no other process was faster: something else is in the way
                     raise
-        found = json.loads((path / DESCRIPTION).read_text())
+        try:
+            found = json.loads((path / DESCRIPTION).read_text(encoding="utf-8"))
+        except (ValueError, RecursionError):
+            found = "another file"
         if found != described:
             raise checks.InputValueError(f"SampleMemory: path must hold a memory of {described}, got {found}")
         for name, start in self._start.items():

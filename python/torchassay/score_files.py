@@ -6,16 +6,14 @@ import contextlib
 import csv
 import json
 import os
-import zipfile
-import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from torchassay import checks
+from torchassay import checks, npz
 from torchassay.memory import SampleMemory
 from torchassay.scores import Scores
 
@@ -90,8 +88,8 @@ def _kind(array: np.ndarray) -> str:
 
 
 def _not_a_number(texts: np.ndarray) -> str:
-    """The first text that makes a column of texts what it is."""
-    return next(str(text) for text in texts if _parsed([str(text)]).dtype.kind == "U")
+    """The first text that makes a column of texts what it is; the first one where that is a NUL, which NumPy drops."""
+    return next((str(text) for text in texts if _parsed([str(text)]).dtype.kind == "U"), str(texts[0]))
 
 
 def columns(function: str, scores) -> Columns:
@@ -131,7 +129,7 @@ def read(function: str, path: Path, only: Sequence[str] | None = None) -> Column
         raise ImportError(f"{function}: '{path}' needs pyarrow: pip install \"torchassay[io]\"") from None
     except FileNotFoundError:
         raise checks.InputValueError(f"{function}: '{path}' must be a file, got none of that name") from None
-    except (OSError, ValueError, EOFError, csv.Error, zipfile.BadZipFile, zlib.error) as error:
+    except Exception as error:  # whatever the bytes made of the reader
         reason = getattr(error, "strerror", None) or f"{error}".partition("\n")[0] or type(error).__name__
         expected = f"a {kind} file that can be read"
         raise checks.InputValueError(f"{function}: '{path}' must be {expected}, got: {reason}") from error
@@ -139,12 +137,7 @@ def read(function: str, path: Path, only: Sequence[str] | None = None) -> Column
 
 
 def _npz(path: Path, only: Sequence[str] | None) -> dict[str, np.ndarray]:
-    with path.open("rb") as file:
-        stored = np.load(file, allow_pickle=False)
-        if not isinstance(stored, np.lib.npyio.NpzFile):
-            raise ValueError("a single array")
-        with stored:
-            found = {name: stored[name] for name in stored.files if only is None or name in only}
+    found = npz.arrays(path, lambda name: only is None or name in only)
     return {name: values for name, values in found.items() if values.ndim}
 
 
@@ -239,14 +232,3 @@ def mean(paths: Sequence[str | os.PathLike], by: str, per_class: bool = False) -
                 raise found.error(f"{found.where}: column '{name}' must be that of {where}, got {got}")
         total = total + values
     return Mean(index, total / len(paths), given)
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A name to write a file under, which then takes the place of ``path`` at once, or goes if writing failed."""
-    fresh = path.with_name(f".{os.getpid()}.{path.name}")
-    try:
-        yield fresh
-        os.replace(fresh, path)
-    finally:
-        fresh.unlink(missing_ok=True)

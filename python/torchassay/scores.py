@@ -27,7 +27,7 @@ LINEAR_SIGNALS = (*SIGNALS, "weight_grad_norm")  # of hidden states and a linear
 TARGET_SIGNALS = ("loss", "grad_norm", "target_margin", "weight_grad_norm")
 BIT = {name: 1 << i for i, name in enumerate(LINEAR_SIGNALS)}
 ROW_BITS = sum(BIT[name] for name in ROW_SIGNALS)
-STATS = 1 << len(LINEAR_SIGNALS)  # the six numbers a row that the backward needs: ops/rows.py
+STATS = 1 << len(LINEAR_SIGNALS)  # the numbers a row that the backward needs: reference/rows.py, options.py
 TARGET_BITS = BIT["loss"] | BIT["grad_norm"] | BIT["target_margin"]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import uuid
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,6 +14,7 @@ from torch import Tensor
 from torchassay import checks
 from torchassay.backends import native
 from torchassay.reference import sum_tree as reference
+from torchassay.whole_files import replacing
 
 AT_ONCE = 1 << 20  # weights that are copied or written at a time
 Numbers = Tensor | np.ndarray | Sequence[float]
@@ -181,20 +181,14 @@ class SumTree:
         """Make the file under another name first, and give it its own once it is whole and right."""
         if path.exists():
             raise checks.InputValueError(f"SumTree: path must be a new file, got {path}, for SumTree.open")
-        fresh = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-        try:
+        with replacing(path) as fresh:
             with open(fresh, "xb") as file:
                 described = {"descr": np.dtype(np.float64).str, "fortran_order": False, "shape": weights.shape}
                 np.lib.format.write_array_header_1_0(file, described)
                 for first in range(0, len(weights), AT_ONCE):
                     file.write(weights[first : first + AT_ONCE].astype(np.float64).data)
-                file.flush()
-                os.fsync(file.fileno())
             self._map(fresh)
             self._build("SumTree", "weights must be")
-            fresh.rename(path)
-        finally:
-            fresh.unlink(missing_ok=True)
 
     def _map(self, path: Path) -> None:
         self._file = _mapped(path)
@@ -318,7 +312,7 @@ def _mapped(path: Path) -> np.memmap:
         try:
             version = np.lib.format.read_magic(file)
             shape, _, dtype = np.lib.format.read_array_header_1_0(file)
-        except ValueError:
+        except Exception:  # whatever the bytes made of NumPy's reader
             raise checks.InputValueError(f"{expected}, got another file") from None
         first, size = file.tell(), os.fstat(file.fileno()).st_size
     if version != (1, 0) or dtype != np.float64 or len(shape) != 1 or shape[0] < 1:

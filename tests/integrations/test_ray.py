@@ -23,9 +23,9 @@ import ray.data
 from documented import blocks, prepare
 from pyarrow import parquet
 from torchassay.integrations.ray import score_dataset
+from torchassay.named_objects import imported
 from torchassay.scoring import BrokenRows, DatasetScorer
 from torchassay.scoring import score_dataset as here
-from torchassay.targets import imported
 
 MODEL, ROWS = f"{scorable.__file__}:network", f"{scorable.__file__}:rows"
 CUT = {"batch_size": 7, "batches_per_part": 3}  # 7 parts

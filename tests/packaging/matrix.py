@@ -16,7 +16,7 @@ OLDEST = {
     name: re.search(rf"{name}>=([\d.]+)", (ROOT / "pyproject.toml").read_text())[1] for name in ("torch", "triton")
 }
 ROWS = {"oldest": [f"{name}=={version}.*" for name, version in OLDEST.items()], "newest": ["torch", "triton"]}
-TOOLS = ("numpy", "tqdm", "click", "rich", "pyarrow", "pytest", "hypothesis", "mpmath")
+TOOLS = ("numpy", "tqdm", "click", "pyarrow", "pytest", "hypothesis", "mpmath")
 # What leans on torch and Triton: ops, pytree, compile, collectives, data loaders, files, the interpreter.
 TESTS = ["backends", "compile", "dtensors", "history", "linear_compile", "modules", "replicas", "sampler_states"]
 TESTS += ["scores", "weighted_sampler"]

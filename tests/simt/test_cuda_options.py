@@ -21,6 +21,7 @@ from option_cases import (
     shared_out,
     weights,
 )
+from option_oracle import Case, truth
 
 
 @pytest.fixture(scope="session")
@@ -34,6 +35,14 @@ def test_signals_of_labels(classes, dtype, kernels):
     for name in shared_out(NAMES, classes, dtype):
         x, y, options = labelled(name, classes, dtype)
         check(kernels.under(**options).scores(x, y, OF_LABELS), x, y, options)
+
+
+@pytest.mark.parametrize("row", [[18.0, 19.0], [18.0, 20.0, 19.0]])
+def test_a_norm_where_the_cap_makes_tops_of_others(row, kernels):
+    """Logits beyond nine caps have one capped value, but slopes of their own; found by tests/properties."""
+    x, y = torch.tensor(row).repeat(len(row), 1), torch.arange(len(row))
+    found = kernels.under(softcap=2.0).scores(x, y, OF_LABELS)["grad_norm"].double()
+    torch.testing.assert_close(found, truth(x, y, Case(softcap=2.0)).signals["grad_norm"], rtol=4e-6, atol=0)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -5,6 +5,7 @@ import host_kernels
 import pytest
 import torch
 from option_cases import DTYPES, OF_LABELS, Exact, batch, case, check, labelled, noise, weights
+from option_oracle import Case, truth
 from torchassay import reference
 from torchassay.options import Options
 from torchassay.reference.states import NUMBERS
@@ -132,6 +133,15 @@ def test_signals_from_states(classes, dtype, parts, kernels):
             rtol = 4e-6 if options.get("softcap") is None else 2e-5
             true = torch.from_numpy(value.astype(float))
             torch.testing.assert_close(stats[row].double(), true, rtol=rtol, atol=1e-30)
+
+
+@pytest.mark.parametrize("row", [[18.0, 19.0], [18.0, 20.0, 19.0]])
+def test_a_norm_where_the_cap_makes_tops_of_others(row, kernels):
+    """Logits beyond nine caps have one capped value, but slopes of their own; found by tests/properties."""
+    x, y, options = torch.tensor(row).repeat(len(row), 1), torch.arange(len(row)), {"softcap": 2.0}
+    numbers, k = states_of(kernels, x, y, options, [slice(0, 1), slice(1, len(row))])
+    found = kernels.under(**options).finish(numbers, k, y, len(row))["grad_norm"].double()
+    torch.testing.assert_close(found, truth(x, y, Case(**options)).signals["grad_norm"], rtol=4e-6, atol=0)
 
 
 @pytest.mark.parametrize("name", ["temperatures", "softcap"])

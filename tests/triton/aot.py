@@ -27,6 +27,7 @@ from torchassay.triton_kernels import (
     option_scores,
     philox,
     row_grads,
+    row_output,
     row_scores,
     row_states,
 )
@@ -90,20 +91,23 @@ def launch(module, function: Callable[[], None]) -> list[tuple]:
 
 def compiled(kernel, arguments: dict, options: dict, target: GPUTarget):
     """What the JIT would compile for these arguments, for a GPU that need not be there."""
-    signature, constants, attributes = {}, {}, {}
-    for parameter in kernel.params:
-        value = arguments[parameter.name]
-        if parameter.is_constexpr or value is None:
-            signature[parameter.name] = "constexpr"
-            constants[(parameter.num,)] = value
-        elif isinstance(value, torch.Tensor):
-            signature[parameter.name] = POINTERS[value.dtype]
+    constants, attributes = {}, {}
+
+    def kind(value, path: tuple[int, ...], constant: bool = False):
+        if constant or value is None:
+            constants[path] = value
+            return "constexpr"
+        if isinstance(value, row_output.Outputs):
+            return type(value)(*(kind(member, (*path, i)) for i, member in enumerate(value)))
+        if isinstance(value, torch.Tensor):
             if value.data_ptr() % 16 == 0:
-                attributes[(parameter.num,)] = [["tt.divisibility", 16]]
-        elif isinstance(value, float):
-            signature[parameter.name] = "fp32"
-        else:
-            signature[parameter.name] = "i32" if -(2**31) <= value < 2**31 else "i64"
+                attributes[path] = [["tt.divisibility", 16]]
+            return POINTERS[value.dtype]
+        if isinstance(value, float):
+            return "fp32"
+        return "i32" if -(2**31) <= value < 2**31 else "i64"
+
+    signature = {p.name: kind(arguments[p.name], (p.num,), p.is_constexpr) for p in kernel.params}
     return triton.compile(ASTSource(kernel, signature, constants, attributes), target=target, options=options)
 
 

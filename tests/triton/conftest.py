@@ -184,7 +184,8 @@ def only_own_addresses(interpreter, monkeypatch):
     given = GridExecutor._init_args_hst
 
     def arguments_on_host(self, arguments, options):
-        tensors = [argument for argument in (*arguments, *options.values()) if isinstance(argument, Tensor)]
+        outputs = [member for argument in arguments if isinstance(argument, tuple) for member in argument]
+        tensors = [value for value in (*arguments, *outputs, *options.values()) if isinstance(value, Tensor)]
         allowed[:] = [np.unique(np.concatenate([addresses(tensor) for tensor in tensors]))]
         return given(self, arguments, options)
 

@@ -28,6 +28,7 @@ from torchassay.checks.arguments import (
 )
 from torchassay.checks.calls import Call, cross_entropy, log_prob, score, signal_of, signals
 from torchassay.checks.ensembles import Ensemble, ensemble
+from torchassay.checks.files import json_object
 from torchassay.checks.heads import binary, regression
 from torchassay.checks.linear import linear, workspace
 from torchassay.checks.options import draws, loss_options, noise, seed_of, temperatures
@@ -50,6 +51,7 @@ __all__ = [
     "floating",
     "ignored_index",
     "integer",
+    "json_object",
     "labels",
     "linear",
     "log_prob",

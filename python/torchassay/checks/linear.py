@@ -33,10 +33,12 @@ def linear(
     ignore_index: int,
     extra: str = "",
     noise: Noise | None = None,
+    *,
+    loss: bool,
 ) -> Call:
-    """Check a call that scores what a linear head would give; its class dimension is the last."""
-    losses = function != "linear_score"
-    if losses:
+    """Check a call that scores what a linear head would give, or one for its loss, which needs a target and knows no
+    noise; its class dimension is the last."""
+    if loss:
         tensor(function, "target", target)
     for argument, value in (("input", input), ("linear_weight", linear_weight)):
         tensor(function, argument, value)
@@ -64,7 +66,7 @@ def linear(
             raise InputValueError(f"{function}: target must have {expected}, got {tuple(target.shape)}")
         labels(function, input, target, input.dim() - 1)
     logits = input.detach().new_empty(()).expand(*input.shape[:-1], classes)  # their shape, without their memory
-    known = tuple(name for name in LINEAR_SIGNALS if not losses or name not in NOISY_SIGNALS)
+    known = tuple(name for name in LINEAR_SIGNALS if not loss or name not in NOISY_SIGNALS)
     rest = options, ignore_index, extra, known, noise, "feature_noise"
     return score(function, logits, target, names, -1, *rest)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
 
-from torchassay import checks
+from torchassay import checks, npz
 from torchassay.data import KINDS, Indexed, corrupt
 
 NAMES = ("digits", "mnist", "cifar10")
@@ -221,11 +220,10 @@ def _from_datasets(train: Dataset, test: Dataset) -> Data:
 
 def _from_file(path: Path) -> Data:
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files if re.fullmatch(r"[xy]_(train|test)(_\w+)?", name)}
+        arrays = npz.arrays(path, re.compile(r"[xy]_(train|test)(_\w+)?").fullmatch)
     except FileNotFoundError:
         raise checks.InputValueError(f"compare: data must be a file that exists, got '{path}'") from None
-    except (OSError, ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:
+    except Exception as error:  # whatever the bytes made of the reader
         raise checks.InputValueError(
             f"compare: data must be an .npz of plain arrays, got '{path}' ({error})"
         ) from error

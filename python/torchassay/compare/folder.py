@@ -8,13 +8,13 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
-from torchassay import checks
+from torchassay import checks, whole_files
 from torchassay.samplers import states
+from torchassay.whole_files import replacing
 
 _LIKE = ("data", "corrupt", "corrupted", "model", "epochs", "budget", "batch_size", "lr", "schedule", "device")
 
@@ -37,14 +37,14 @@ class Folder:
         (self.path / "state").mkdir(exist_ok=True)
         with tempfile.TemporaryFile(dir=self.path):
             pass
-        for partial in self.path.rglob("*.partial"):  # of a process that was killed
-            partial.unlink()
+        for folder in (self.path, self.path / "runs", self.path / "state"):
+            whole_files.clear(folder)
         written = self.path / "results.json"
         if written.exists() and not resume:
             expected = "a new folder, or one to go on in (--resume)"
             raise checks.InputValueError(f"compare: out must be {expected}, got '{self.path}' with a comparison in it")
         if written.exists():
-            self.results = json.loads(written.read_text(encoding="utf-8"))
+            self.results = checks.json_object("compare", written, about=dict, runs=list)
             before = self.results["about"]
             for name in _LIKE:
                 if before.get(name) != about[name]:
@@ -54,8 +54,8 @@ class Folder:
         self.results["about"] = about
 
     def write(self) -> None:
-        text = json.dumps(self.results, allow_nan=False)
-        self._whole("results.json", lambda file: file.write(text.encode()))
+        with replacing(self.path / "results.json") as path:
+            path.write_text(json.dumps(self.results, allow_nan=False), encoding="utf-8")
 
     def run(self, method: str, seed: int) -> dict | None:
         """What is known of a run."""
@@ -74,7 +74,8 @@ class Folder:
 
     def finish(self, run: dict, arrays: dict[str, np.ndarray]) -> None:
         """A run is done: its arrays, the results, and only then its state goes."""
-        self._whole(run["arrays"], lambda file: np.savez(file, **arrays))
+        with replacing(self.path / run["arrays"]) as path:
+            np.savez(path, **arrays)
         self.write()
         for old in self._state_of(run).parent.glob("*"):
             old.unlink()
@@ -87,7 +88,8 @@ class Folder:
 
     def thumbnails(self, images: np.ndarray | None) -> None:
         if images is not None:
-            self._whole("data.npz", lambda file: np.savez_compressed(file, images=images))
+            with replacing(self.path / "data.npz") as path:
+                np.savez_compressed(path, images=images)
 
     def _parquet(self) -> None:
         """A row for each epoch of each run, for those who have pyarrow (``torchassay[io]``)."""
@@ -102,20 +104,11 @@ class Folder:
             rows += [facts | record for record in run["epochs"]]
         names = dict.fromkeys(name for row in rows for name in row)
         table = pyarrow.table({name: [row.get(name) for row in rows] for name in names})
-        self._whole("epochs.parquet", lambda file: parquet.write_table(table, file))
+        with replacing(self.path / "epochs.parquet") as path:
+            parquet.write_table(table, path)
 
     def _state_of(self, run: dict) -> Path:
         return self.path / "state" / (Path(run["arrays"]).stem + ".pt")
-
-    def _whole(self, name: str, fill: Callable) -> None:
-        """Under another name first."""
-        path = self.path / name
-        partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-        with open(partial, "wb") as file:
-            fill(file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
 
 
 def arrays_name(method: str, seed: int) -> str:

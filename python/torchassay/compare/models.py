@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from torchassay import checks, targets
+from torchassay import checks, named_objects
 from torchassay.compare.data import Data
 
 MODELS = ("mlp", "cnn", "resnet")
@@ -182,7 +182,7 @@ def _imported(path: str) -> Callable:
     if ":" not in path:
         expected = f"one of {', '.join(MODELS)}, package.module:name or path.py:name"
         raise checks.InputValueError(f"compare: model must be {expected}, got '{path}'")
-    make = targets.imported("compare", "model", path)
+    make = named_objects.imported("compare", "model", path)
     if not callable(make):
         raise checks.InputValueError(f"compare: model must be a callable, got '{path}' ({type(make).__name__})")
     return make

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import math
 import os
 from collections.abc import Callable, Iterator
@@ -12,10 +11,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from torchassay import checks, plots
+from torchassay import checks, npz, plots
 from torchassay.compare import page, summary
 from torchassay.compare.summary import Interval, Method, Row, Speedup
-from torchassay.score_files import replacing
+from torchassay.whole_files import replacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -53,7 +52,7 @@ def write(out: str | os.PathLike) -> tuple[Path, Path]:
     out = Path(out)
     if not (out / "results.json").is_file():
         raise checks.InputValueError(f"report.write: out must be a folder with a results.json, got '{out}'")
-    results = json.loads((out / "results.json").read_text(encoding="utf-8"))
+    results = checks.json_object("report.write", out / "results.json", about=dict, runs=list)
     about = results["about"]
     title = f"Sampling methods on {about['data']['name']}"
     parts = list(_parts(out, results))
@@ -124,10 +123,16 @@ def _arrays(out: Path, rows: list[Row], notes: list[str]) -> Iterator[tuple[str,
     for row in rows:
         path = out / (_first(row.method)["arrays"] or "")
         if path.is_file():
-            with np.load(path, allow_pickle=False) as found:
-                yield row.method.name, dict(found)
+            yield row.method.name, _stored(path)
         else:
             notes.append(f"{row.method.title}: its numbers for single samples are missing, so some pictures lack it.")
+
+
+def _stored(path: Path) -> dict[str, np.ndarray]:
+    try:
+        return npz.arrays(path)
+    except Exception as error:  # whatever the bytes made of the reader
+        raise checks.InputValueError(f"report.write: '{path}' must be an .npz of plain arrays, got: {error}") from error
 
 
 def _findings(rows: list[Row], results: dict) -> Iterator[str]:
@@ -254,8 +259,7 @@ def _kinds(rows: list[Row], arrays: dict[str, dict]) -> Iterator[page.Picture]:
 def _images(out: Path, rows: list[Row], arrays: dict[str, dict]) -> Iterator[page.Picture]:
     if not (out / "data.npz").is_file():
         return
-    with np.load(out / "data.npz", allow_pickle=False) as kept:
-        images = dict(kept).get("images")
+    images = _stored(out / "data.npz").get("images")
     if images is None:
         return
     choosy = [row for row in rows if row.method.name in arrays and np.ptp(arrays[row.method.name]["picks"]) > 0]

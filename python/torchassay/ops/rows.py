@@ -23,6 +23,7 @@ from torchassay.ops.memory import (
     place,
     with_classes_last,
 )
+from torchassay.reference.rows import STATS_ROWS
 from torchassay.scores import BIT, ROW_SIGNALS, STATS
 
 torch.library.define(
@@ -52,7 +53,7 @@ def by_slot(asked: tuple[int, ...], values: Iterable, nothing) -> list:
     return slots
 
 
-def empty_outputs(input: Tensor, dim: int, asked: tuple[int, ...], stats_rows: int = 6) -> list[Tensor]:
+def empty_outputs(input: Tensor, dim: int, asked: tuple[int, ...], stats_rows: int = STATS_ROWS) -> list[Tensor]:
     shape = input.shape[:dim] + input.shape[dim + 1 :]
     dtype = computed_in(input)
     outputs, last = [], None
@@ -91,7 +92,7 @@ def _row_scores(
 
         rows, *where = layout(input, dim)
         flat = (
-            output.view(6, -1) if slot == STATS_SLOT else output.view(-1)
+            output.view(STATS_ROWS, -1) if slot == STATS_SLOT else output.view(-1)
             for slot, output in zip(asked, outputs, strict=True)
         )
         slots = by_slot(asked, flat, None)
@@ -145,7 +146,7 @@ def _row_grads(
 
         rows, *where = layout(input, dim)
         with current(input), with_classes_last(grad, dim) as out:
-            row_grads(as_rows(rows, where), target, stats.view(6, -1), *upstream, ignore_index, out)
+            row_grads(as_rows(rows, where), target, stats.view(STATS_ROWS, -1), *upstream, ignore_index, out)
         return grad
     rows, *where = native_layout(input, dim)
     call = (

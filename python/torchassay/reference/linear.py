@@ -43,7 +43,7 @@ def linear_score(
     head = autocast(input, linear_weight, linear_bias)
     options = given(weight, label_smoothing, temperature, softcap)
     noise = noise_given(feature_noise_std, feature_noise_draws, seed, row_id)
-    call = checks.linear(function, *head, target, signals, options, ignore_index, extra, noise)
+    call = checks.linear(function, *head, target, signals, options, ignore_index, extra, noise, loss=False)
     head = [None if operand is None else operand.detach() for operand in head]
     found = _signals(function, head, target, options or Options(), ignore_index, call.signals, noise)
     outputs = [found[name] for name in call.in_order]
@@ -71,7 +71,7 @@ def linear_cross_entropy(
     checks.reduced_by(function, reduction)
     head = autocast(input, linear_weight, linear_bias)
     options = given(weight, label_smoothing, temperature, softcap, z_loss)
-    call = checks.linear(function, *head, target, signals, options, ignore_index)
+    call = checks.linear(function, *head, target, signals, options, ignore_index, loss=True)
     bits = call.with_loss().signals
     found = _signals(function, head, target, options or Options(), ignore_index, bits, None)
     own = own_weight(weight, target, ignore_index)
@@ -93,7 +93,7 @@ def linear_log_prob_entropy(
     function = "linear_log_prob_entropy"
     head = autocast(input, linear_weight, linear_bias)
     options = given(None, 0.0, temperature, softcap)
-    checks.linear(function, *head, target, (), options, ignore_index)
+    checks.linear(function, *head, target, (), options, ignore_index, loss=True)
     bits = BIT["loss"] | BIT["entropy"]
     found = _signals(function, head, target, options or Options(), ignore_index, bits, None)
     return -found["loss"], found["entropy"]

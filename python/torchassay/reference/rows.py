@@ -19,6 +19,8 @@ from torch import Tensor
 
 from torchassay.scores import BIT, ROW_SIGNALS, STATS
 
+STATS_ROWS = 6  # m, u, z, r, miss = 1 - p_y, mu = t / (1 + r)
+
 
 class State(NamedTuple):
     """What a row's signals are made of; every field is [...], the shape of the input without its class dimension."""
@@ -109,9 +111,8 @@ def row_scores(
 ) -> list[Tensor]:
     """The op behind `score`: one tensor for each bit of ``signals``, in the order of the bits; differentiable.
 
-    ``prediction`` is int64; ``STATS`` is [6, ...]: m, u, z, r, miss = 1 - p_y, mu = t / (1 + r); the others are shaped
-    like the input without ``dim``. An ignored row has 0 in whatever needs the target, a row whose target is out of
-    range NaN.
+    ``prediction`` is int64; ``STATS`` is [STATS_ROWS, ...]; the others are shaped like the input without ``dim``.
+    An ignored row has 0 in whatever needs the target, a row whose target is out of range NaN.
     """
     x = rows_of(input, dim)
     s = state(x)
@@ -141,7 +142,7 @@ def row_scores(
 def row_grads(
     input: Tensor,  # [..., C, ...]
     target: Tensor | None,  # [...], integer
-    stats: Tensor | None,  # [6, ...], or None to compute it here, differentiable in the input
+    stats: Tensor | None,  # [STATS_ROWS, ...], or None to compute it here, differentiable in the input
     grad_loss: Tensor | None,  # [...]
     grad_entropy: Tensor | None,  # [...]
     dim: int,

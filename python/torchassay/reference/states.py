@@ -228,6 +228,7 @@ def _norm(
         return torch.full_like(s.r, torch.nan)
     if options.softcap is not None:
         slope_m, slope_y = capped(a.m, options.softcap)[1], capped(a.x_y, options.softcap)[1]
+        top = a.x_y == a.m  # far beyond the cap others have its capped value, but not its slope
         left = slope_m**2 + (s.z**2 * a.S - (e_y * slope_y) ** 2)
         others = torch.where(top, s.z * torch.sqrt(a.S), torch.sqrt(left.clamp(min=0))) * s.c
         return torch.hypot(slope_y * (extra - (weight + extra) * miss), (weight + extra) * others)

@@ -186,8 +186,14 @@ class Planned(CrossEpoch):
             expected = "the arrays of its machine in the state of its lowest rank"
             raise checks.InputValueError(f"{name}: each machine must have {expected}, got ranks placed otherwise")
         if self._replicas.leader:
-            self._length[0] = state["length"][0]
-            self._copy_plan(state["order"].numpy(), state["weights"].numpy() if self.weighted else None)
+            order, length = state["order"].numpy(), int(state["length"][0])
+            if not (order.dtype == self._index_type and order.ndim == 1 and 0 <= length <= len(order) <= self.n):
+                raise checks.InputValueError(f"{name}: the state must have a plan of at most {self.n}, got another")
+            if length and not 0 <= order[:length].min() <= order[:length].max() < self.n:
+                expected = f"a plan of samples 0 to {self.n - 1}"
+                raise checks.InputValueError(f"{name}: the state must have {expected}, got others")
+            self._length[0] = length
+            self._copy_plan(order, state["weights"].numpy() if self.weighted else None)
             self.memory.load_state_dict(state["memory"])
         self._replicas.barrier()
         if "rows" in state:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-import pickle
 import re
+import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, ItemsView, Iterator, Mapping
 from pathlib import Path
@@ -16,9 +16,11 @@ import torch
 from torch import Tensor
 
 from torchassay import checks
+from torchassay.whole_files import meant_for, replacing
 
 INLINE_BYTES = 1_000_000  # tensors of more bytes in all go to a file beside
-_LEFT_OVER = re.compile(r"\.[0-9a-f]{16}|(\.[0-9a-f]{16})?\.\d+\.partial")  # behind the name: of saves before
+_DIGEST = hashlib.sha256().digest_size  # of the checksum at the end of a file
+_ZIP_END = 22  # bytes of what ends torch's files, which are zip archives
 
 
 class Live(Mapping):
@@ -49,21 +51,27 @@ class Live(Mapping):
 def save(path: str | os.PathLike, state: dict) -> None:
     """Write ``state`` to ``path``; where its tensors take over 1 MB, they go to ``path.<checksum>`` beside it.
 
-    Both are written under other names first: a process that is killed leaves the old state or the new one.
+    Both are written under other names first: a process that is killed leaves the old state or the new one. The file
+    ends with its own checksum: torch does not look at those inside.
     """
     path, beside = Path(path), None
+    path.parent.mkdir(parents=True, exist_ok=True)
     tensors: dict[str, Tensor] = {}
     small = _taken_out(state, tensors)
     if sum(tensor.nbytes for tensor in tensors.values()) <= INLINE_BYTES:
-        _write(path, _bytes({"state": small, "tensors": tensors}))
+        data = _bytes({"state": small, "tensors": tensors})
     else:
-        data = _bytes(tensors)
-        checksum = hashlib.sha256(data).hexdigest()
+        large = _bytes(tensors)
+        checksum = hashlib.sha256(large).hexdigest()
         beside = path.with_name(f"{path.name}.{checksum[:16]}")
-        _write(beside, data)
-        _write(path, _bytes({"state": small, "beside": beside.name, "checksum": checksum}))
+        with replacing(beside) as fresh:
+            fresh.write_bytes(large)
+        data = _bytes({"state": small, "beside": beside.name, "checksum": checksum})
+    with replacing(path) as fresh, fresh.open("wb") as file:
+        file.writelines((data, hashlib.sha256(data).digest()))
+    of_saves_before = re.compile(re.escape(path.name) + r"(\.[0-9a-f]{16})?")
     for other in path.parent.iterdir():
-        if _LEFT_OVER.fullmatch(other.name.removeprefix(path.name)) and other != beside:
+        if of_saves_before.fullmatch(meant_for(other) or other.name) and other not in (path, beside):
             other.unlink(missing_ok=True)
 
 
@@ -71,25 +79,29 @@ def load(path: str | os.PathLike) -> dict:
     """What `save` wrote.
 
     Raises:
-        ValueError: not a file of `save`'s, or the file beside it is missing or is not the one that was written.
+        ValueError: not a file of `save`'s, or one that has changed since; or the file beside it is missing or is not
+            the one that was written. Nothing in either is executed.
     """
     path = Path(path)
-    try:
-        saved = torch.load(path, weights_only=True)
-    except (pickle.UnpicklingError, EOFError, LookupError, RuntimeError) as error:  # whatever its bytes look like
-        got = f"another file ({type(error).__name__})"
-        raise checks.InputValueError(f"load: {path} must be what save wrote, got {got}") from None
-    tensors = saved.get("tensors")
-    if tensors is None:
-        beside = path.with_name(saved["beside"])
-        if not beside.exists():
-            raise checks.InputValueError(f"load: {path} must have {saved['beside']} beside it, got no such file")
+    data = path.read_bytes()
+    if data[-_ZIP_END:][:4] != b"PK\5\6":  # else of a version that wrote no checksum
+        data, digest = data[:-_DIGEST], data[-_DIGEST:]
+        if hashlib.sha256(data).digest() != digest:
+            raise _refused(path, "another file (checksum)")
+    saved = _unpickled(path, data)
+    if saved.get("beside"):
+        beside = path.with_name(Path(f"{saved['beside']}").name)  # here, whatever else it may say
+        if not beside.is_file():
+            raise checks.InputValueError(f"load: {path} must have {beside.name} beside it, got no such file")
         data = beside.read_bytes()
-        checksum = hashlib.sha256(data).hexdigest()
-        if checksum != saved["checksum"]:
-            raise checks.InputValueError(f"load: {beside} must have the checksum {saved['checksum']}, got {checksum}")
-        tensors = torch.load(io.BytesIO(data), weights_only=True)
-    return _put_back(saved["state"], tensors)
+        checksum, expected = hashlib.sha256(data).hexdigest(), saved.get("checksum")
+        if checksum != expected:
+            raise checks.InputValueError(f"load: {beside} must have the checksum {expected}, got {checksum}")
+        saved["tensors"] = _unpickled(beside, data)
+    try:
+        return _put_back(saved["state"], saved["tensors"], {})
+    except (LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise _refused(path, f"another state ({type(error).__name__})") from None
 
 
 class Saved:
@@ -104,7 +116,14 @@ class Saved:
 
     def load(self, path: str | os.PathLike) -> None:
         """Go on from what `save` wrote."""
-        self.load_state_dict(load(path))
+        state = load(path)
+        try:
+            self.load_state_dict(state)
+        except (checks.InputValueError, checks.InputTypeError):
+            raise
+        except (LookupError, TypeError, AttributeError, RuntimeError) as error:
+            name, got = type(self).__name__, f"another state ({type(error).__name__}: {error})"
+            raise checks.InputValueError(f"{name}: {path} must hold a state of {name}, got {got}") from error
 
 
 def expect(function: str, state: dict, **mine: Any) -> None:
@@ -130,27 +149,48 @@ def _taken_out(value: Any, tensors: dict[str, Tensor]) -> Any:
     return value
 
 
-def _put_back(value: Any, tensors: dict[str, Tensor]) -> Any:
+def _put_back(value: Any, tensors: dict[str, Tensor], done: dict[int, Any]) -> Any:
+    """``done`` is what was put back already: a file may say the same list a million times."""
+    if id(value) in done:
+        return done[id(value)]
+    found = value
     if isinstance(value, dict):
         if value.keys() == {None}:
-            return tensors[value[None]]
-        return {key: _put_back(item, tensors) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(_put_back(item, tensors) for item in value)
-    return value
+            return _whole(tensors[value[None]])
+        found = {key: _put_back(item, tensors, done) for key, item in value.items()}
+    elif isinstance(value, list | tuple):
+        found = type(value)(_put_back(item, tensors, done) for item in value)
+    done[id(value)] = found
+    return found
+
+
+def _unpickled(path: Path, data: bytes) -> dict:
+    """What torch.load finds in bytes that may be anything: tensors and plain Python, which take no more than the bytes
+    do, since nothing may be compressed."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
+                raise zipfile.BadZipFile
+        found = torch.load(io.BytesIO(data), weights_only=True)
+    except Exception as error:  # whatever the bytes made of torch's reader
+        raise _refused(path, f"another file ({type(error).__name__})") from None
+    if not isinstance(found, dict):
+        raise _refused(path, f"another file ({type(found).__name__})")
+    return found
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    """A tensor as `save` writes it, and none that says it is larger than its memory."""
+    if tensor.layout != torch.strided or tensor.is_meta or tensor.untyped_storage().nbytes() != tensor.nbytes:
+        raise TypeError
+    return tensor
+
+
+def _refused(path: Path, got: str) -> checks.InputValueError:
+    return checks.InputValueError(f"load: {path} must be what save wrote, got {got}")
 
 
 def _bytes(value: Any) -> memoryview:
     buffer = io.BytesIO()
     torch.save(value, buffer)
     return buffer.getbuffer()
-
-
-def _write(path: Path, data: memoryview) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    with open(partial, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)

@@ -140,12 +140,19 @@ class WeightedSampler(states.Saved, Sampler):
         own = dict(state["own"].items())
         same = self._arguments() if self._generated else self._arguments() | {"seed": self.seed}
         states.expect("WeightedSampler", state, **same, **({} if "weights" in own else {"total": self.tree.total}))
+        order = own["order"].numpy() if "order" in own else None
+        if order is not None and (order.shape != (len(self),) or not 0 <= order.min() <= order.max() < len(self.tree)):
+            expected = f"{len(self)} samples of 0 to {len(self.tree) - 1}"
+            raise checks.InputValueError(f"WeightedSampler: the state must have {expected}, got others")
+        if not 0 <= state["position"] <= len(self):
+            expected = f"a position of 0 to {len(self)}"
+            raise checks.InputValueError(f"WeightedSampler: the state must have {expected}, got {state['position']}")
         if "weights" in own:
             self.tree.update(np.arange(len(self.tree)), own["weights"])
         self.seed, self._epoch = state["seed"], state["epoch"]
         self._resumed = self._begun = self._given = state["position"]
         self._told, self._ended = None, self._resumed == len(self)
-        self._order = own["order"].numpy() if "order" in own else None
+        self._order = order
         self._drawn_from = -1  # other weights, if there is an order
 
     # ---- inside

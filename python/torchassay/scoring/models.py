@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from torchassay import checks
-from torchassay.targets import imported
+from torchassay.named_objects import imported
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 _SELF = "DatasetScorer"

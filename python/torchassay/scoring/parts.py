@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from torchassay import checks
+from torchassay import checks, whole_files
 from torchassay.score_files import RUN
 
 if TYPE_CHECKING:
@@ -84,17 +83,17 @@ class Folder:
         self.path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=self.path):
             pass
-        for partial in self.path.glob(".*.partial"):
-            partial.unlink(missing_ok=True)
+        whole_files.clear(self.path)
         if (self.path / RUN).exists():
             self.same_run(about)
             if not resume:
-                self._refuse()
+                self._refuse(about["parts"])
         elif any(self.path.glob("*.parquet")):
             expected = f"an empty folder or one with {RUN}"
             raise checks.InputValueError(f"{self.function}: out must be {expected}, got '{self.path}' with other parts")
         else:
-            self._whole(RUN, lambda path: path.write_text(json.dumps(about, indent=1), encoding="utf-8"))
+            with whole_files.replacing(self.path / RUN) as path:
+                path.write_text(json.dumps(about, indent=1), encoding="utf-8")
 
     def same_run(self, about: dict) -> None:
         """Raise unless the run in the folder is this one."""
@@ -104,15 +103,14 @@ class Folder:
                 expected = f"as it was in the run in '{self.path}', {_shown(before.get(name))}"
                 raise checks.InputValueError(f"{self.function}: {name} must be {expected}, got {_shown(about[name])}")
 
-    def _refuse(self) -> None:
-        parts = self.about()["parts"]
+    def _refuse(self, parts: int) -> None:
         done = parts - len(self.missing(range(parts)))
         state = "it is whole" if done == parts else f"{done} of {parts} parts: go on with resume"
         got = f"'{self.path}' with this run in it ({state})"
         raise checks.InputValueError(f"{self.function}: out must be a new folder, got {got}")
 
     def about(self) -> dict:
-        return json.loads((self.path / RUN).read_text(encoding="utf-8"))
+        return checks.json_object(self.function, self.path / RUN, parts=int)
 
     def part(self, number: int) -> Path:
         return self.path / f"part-{number:05d}.parquet"
@@ -136,26 +134,8 @@ class Folder:
 
         metadata = {f"torchassay.{name}": _shown(value) for name, value in facts.items()}
         table = table.replace_schema_metadata(metadata)
-        self._whole(self.part(number).name, lambda path: parquet.write_table(table, path, compression="zstd"))
-
-    def _whole(self, name: str, fill: Callable[[Path], object]) -> None:
-        """Under another name first, on the disk, then under its own."""
-        partial = self.path / f".{name}.{uuid.uuid4().hex}.partial"
-        try:
-            fill(partial)
-            _sync(partial)
-            partial.replace(self.path / name)
-            _sync(self.path)
-        finally:
-            partial.unlink(missing_ok=True)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        with whole_files.replacing(self.part(number)) as path:
+            parquet.write_table(table, path, compression="zstd")
 
 
 def _shown(value: Any) -> str:

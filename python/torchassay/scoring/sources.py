@@ -14,9 +14,9 @@ from typing import Any, Protocol
 import numpy as np
 from torch import Tensor
 
-from torchassay import checks
+from torchassay import checks, npz
+from torchassay.named_objects import imported, is_name
 from torchassay.scoring.batches import Batch
-from torchassay.targets import imported, is_target
 
 _SAMPLED = 16  # rows that stand for a data set of which nothing else is known
 
@@ -41,7 +41,7 @@ def opened(function: str, data: Any) -> Source:
     """
     if not isinstance(data, (str, os.PathLike)):
         return _some(function, data, Items(function, data))
-    if is_target(str(data)):
+    if is_name(str(data)):
         found = imported(function, "data", str(data))
         makes_one = isinstance(found, type) or (callable(found) and not hasattr(found, "__getitem__"))
         found = found() if makes_one else found
@@ -68,14 +68,15 @@ class Arrays:
 
     def __init__(self, function: str, path: Path):
         try:
-            with np.load(path, allow_pickle=False) as stored:
-                names = {name: name for name in stored.files}
-                if "x_train" in names:
-                    names = {name: f"{name}_train" for name in ("x", "y") if f"{name}_train" in names}
-                self._arrays = {name: stored[stored_as] for name, stored_as in names.items()}
             with zipfile.ZipFile(path) as archive:
+                parted = "x_train.npy" in archive.namelist()
                 contents = sorted((member.filename, member.CRC, member.file_size) for member in archive.infolist())
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+            if parted:
+                found = npz.arrays(path, ("x_train", "y_train").__contains__)
+                self._arrays = {name.removesuffix("_train"): array for name, array in found.items()}
+            else:
+                self._arrays = npz.arrays(path)
+        except Exception as error:  # whatever the bytes made of the reader
             raise checks.InputValueError(f"{function}: data must be a .npz that can be read, got: {error}") from error
         lengths = {name: len(array) if array.ndim else 0 for name, array in self._arrays.items()}
         if len(set(lengths.values())) != 1:

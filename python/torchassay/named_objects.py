@@ -9,21 +9,21 @@ from pathlib import Path
 from torchassay import checks
 
 
-def is_target(text: str) -> bool:
+def is_name(text: str) -> bool:
     """Whether a text names an object in a module, rather than a file of data."""
     return ":" in text and not Path(text).exists()
 
 
-def imported(function: str, argument: str, target: str):
+def imported(function: str, argument: str, text: str):
     """The object of that name. The working directory, or the folder of ``path.py``, is searched first.
 
     Raises:
         ValueError: a module that cannot be imported, or one without that name.
     """
-    module, _, name = target.rpartition(":")
+    module, _, name = text.rpartition(":")
     if not module or not name:
         raise checks.InputValueError(
-            f"{function}: {argument} must be package.module:name or path.py:name, got '{target}'"
+            f"{function}: {argument} must be package.module:name or path.py:name, got '{text}'"
         )
     path = Path(module).resolve() if module.endswith(".py") else None
     folder = str(path.parent if path else Path.cwd())
@@ -34,10 +34,10 @@ def imported(function: str, argument: str, target: str):
     except Exception as error:  # the module is the user's: anything may happen in it
         expected = "one that can be imported"
         raise checks.InputValueError(
-            f"{function}: {argument} must be {expected}, got '{target}' ({type(error).__name__}: {error})"
+            f"{function}: {argument} must be {expected}, got '{text}' ({type(error).__name__}: {error})"
         ) from error
     if path and Path(found.__file__ or "").resolve() != path:
-        got = f"'{target}', but '{path.stem}' is {found.__file__}"
+        got = f"'{text}', but '{path.stem}' is {found.__file__}"
         raise checks.InputValueError(f"{function}: {argument} must have a module name that is not taken, got {got}")
     if not hasattr(found, name):
         raise checks.InputValueError(f"{function}: {argument} must be a name in '{module}', got '{name}'")
