@@ -31,7 +31,7 @@ counts: $(VENV)/built
 # libFuzzer on the native entry points for SECONDS, under AddressSanitizer and UBSan: compiling takes minutes, once.
 SECONDS ?= 120
 fuzz: $(VENV)/built
-	TORCHASSAY_FUZZ=1 $(BIN)/pytest -n auto --dist load tests/properties tests/test_properties.py tests/test_hostile_files.py
+	TORCHASSAY_FUZZ=1 $(BIN)/pytest -n auto --dist load tests/properties tests/test_properties.py tests/test_hostile_*.py
 	PATH="$(abspath $(BIN)):$$PATH" tests/fuzz/run $(SECONDS)
 
 # The adapters against the trainers and engines themselves, on the CPU; blocks of the docs that need them.

@@ -170,3 +170,28 @@ def keywords(case: Case, place) -> dict:
 
 def put(value, device: str):
     return value.to(device) if isinstance(value, Tensor) else value
+
+
+@st.composite
+def damages(draw):
+    """A function from bytes to other bytes: some changed, some gone, some more; each place a share of the whole."""
+    places = draw(st.lists(st.tuples(st.floats(0, 0.999), st.integers(1, 255)), min_size=1, max_size=4))
+    kind = draw(st.sampled_from(["flip", "flip", "head", "cut", "more", "zeros"]))
+
+    def damaged(data: bytes) -> bytes:
+        changed = bytearray(data)
+        share, value = places[0]
+        if kind == "cut":
+            return bytes(changed[: int(share * len(data))])
+        if kind == "more":
+            at = int(share * len(data))
+            return bytes(changed[:at] + bytes([value]) * len(places) + changed[at:])
+        if kind == "zeros":
+            at = int(share * len(data))
+            return bytes(changed[:at] + bytes(len(data) - at)) if any(data[at:]) else bytes(changed[:at])
+        within = len(data) if kind == "flip" else min(len(data), 128)
+        for share, value in places:
+            changed[int(share * within)] ^= value
+        return bytes(changed) if changed != data else bytes(changed) + b"\0"
+
+    return damaged

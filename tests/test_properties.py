@@ -43,13 +43,13 @@ def close(a, b, names, tolerance):
 @examples(20, batches())
 def test_every_signal_is_that_of_the_oracle(fast_place, batch):
     x, y = batch
-    oracle.check(fast_place, scored(fast_place, x, y), oracle.signals(x, y), x)
+    oracle.check_but_for_underflow(fast_place, scored(fast_place, x, y), oracle.signals(x, y), x)
 
 
 @examples(4, batches(top=40))
 def test_every_signal_is_that_of_the_oracle_on_every_backend(place, batch):
     x, y = batch
-    oracle.check(place, scored(place, x, y), oracle.signals(x, y), x)
+    oracle.check_but_for_underflow(place, scored(place, x, y), oracle.signals(x, y), x)
 
 
 @examples(20, batches(), st.randoms(use_true_random=False))
