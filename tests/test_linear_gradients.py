@@ -24,7 +24,7 @@ def test_frozen_operands(wanted, fast_place):
     some = h.leaves()
     for at, operand in enumerate(some.operands):
         operand.requires_grad_(at in wanted)
-    with torch.profiler.profile(record_shapes=True) as profile:
+    with torch.profiler.profile(record_shapes=True, acc_events=True) as profile:
         loss_of(some, fast_place, max_workspace_bytes=h.least()).backward()
     for at, operand in enumerate(some.operands):
         assert operand.grad is None if at not in wanted else torch.equal(operand.grad.cpu(), expected[at])

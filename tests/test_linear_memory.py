@@ -19,7 +19,7 @@ def peak(function, place) -> int:
         function()
         return torch.cuda.max_memory_allocated() - before
     function()  # what is allocated once and kept is not counted
-    with torch.profiler.profile(profile_memory=True) as profile:
+    with torch.profiler.profile(profile_memory=True, acc_events=True) as profile:
         function()
     events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
     held = most = 0
@@ -103,7 +103,7 @@ def test_ignored_rows_are_left_out_of_every_product(fast_place):
     assert counted == 16
 
     def rows_of(**how) -> set[int]:
-        with torch.profiler.profile(record_shapes=True) as profile:
+        with torch.profiler.profile(record_shapes=True, acc_events=True) as profile:
             result = loss_of(h, fast_place, **how)
             (result if torch.is_tensor(result) else result[0]).backward()
         found = products(profile)

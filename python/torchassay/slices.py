@@ -56,7 +56,7 @@ def finished(
         if group is not None:
             all_reduced(of_all, [group])
         at = (call.signals & (BIT["grad_norm"] - 1)).bit_count()
-        outputs.insert(at, of_all.sqrt().to(stats.dtype))
+        outputs = [*outputs[:at], of_all.sqrt().to(stats.dtype), *outputs[at:]]  # torch 2.11 traces them as a tuple
     return outputs, stats
 
 

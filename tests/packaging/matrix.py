@@ -18,8 +18,8 @@ OLDEST = {
 ROWS = {"oldest": [f"{name}=={version}.*" for name, version in OLDEST.items()], "newest": ["torch", "triton"]}
 TOOLS = ("numpy", "tqdm", "click", "pyarrow", "pytest", "hypothesis", "mpmath")
 # What leans on torch and Triton: ops, pytree, compile, collectives, data loaders, files, the interpreter.
-TESTS = ["backends", "compile", "dtensors", "history", "linear_compile", "modules", "replicas", "sampler_states"]
-TESTS += ["scores", "weighted_sampler"]
+TESTS = ["backends", "compile", "dtensors", "history", "linear_compile", "linear_gradients", "linear_memory", "modules"]
+TESTS += ["replicas", "sampler_states", "scores", "weighted_sampler"]
 SAID = """
 import numpy, platform, torch, triton
 print(platform.python_version(), torch.__version__, triton.__version__, numpy.__version__)

@@ -130,7 +130,7 @@ def test_nearer_to_float64_than_materialised_logits(dtype):
     """Which are rounded to half precision: these are not, but where the backward makes them anew."""
     h, exact, errors = materialised((33, 64, 1100), dtype)
     h = h.to(DEVICE).leaves()
-    with torch.profiler.profile(record_shapes=True) as profile:
+    with torch.profiler.profile(record_shapes=True, acc_events=True) as profile:
         how = {"linear_bias": h.bias, "backend": "triton"}
         log_prob, entropy = ta.linear_log_prob_entropy(h.input, h.weight, h.target, **how)
     assert linear_heads.products(profile) == []  # in memory
