@@ -5,7 +5,6 @@ from collections.abc import Callable
 import torch
 import triton
 from torchassay.reference.states import NUMBERS, PLAIN
-from torchassay.scores import ROW_SIGNALS
 from torchassay.triton_kernels import (
     cdf,
     draw_scores,
@@ -18,8 +17,8 @@ from torchassay.triton_kernels import (
     row_scores,
     row_states,
 )
+from torchassay.triton_kernels.row_output import SLOTS
 
-SLOTS = (*ROW_SIGNALS, "stats")
 FIVE = ("loss", "entropy", "grad_norm", "confidence", "margin")
 SEED = 2**63 - 5  # of 64 bits
 
